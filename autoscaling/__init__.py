@@ -1,0 +1,1 @@
+"""How many replicas: signals to a decision to Ray, and the replay lab."""

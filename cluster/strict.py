@@ -1,0 +1,55 @@
+"""One strict, frozen base for everything read from YAML or JSON, and the loader that explains what is wrong."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from raylane.cluster.errors import UsageError
+
+
+class StrictModel(BaseModel):
+    """Base of every config model: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Read a YAML file. Raises UsageError naming the file, the key and the value that does not fit."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{path}: not valid YAML: {error}") from error
+        return cls.from_data(data, str(path))
+
+    @classmethod
+    def from_data(cls, data: Any, origin: str) -> Self:
+        """Validate plain data; `origin` (a file name, say) begins every error message."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise UsageError("\n".join(explain(error, origin))) from error
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML, defaults included; `from_yaml` of it gives an equal value."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return text
+
+
+def explain(error: ValidationError, origin: str) -> list[str]:
+    """One line for each thing wrong: origin, dotted key, what was given and what would fit."""
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{origin}: {key}: unknown key (value {item['input']!r})")
+        elif item["type"] == "missing":
+            lines.append(f"{origin}: {key}: required key is missing")
+        else:
+            lines.append(f"{origin}: {key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
+    return lines

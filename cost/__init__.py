@@ -1,0 +1,1 @@
+"""Prices, cost per token, return on a migration, waste."""

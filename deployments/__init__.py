@@ -1,0 +1,1 @@
+"""What is served: configs, sizing, engines, replicas, directory and gateway."""

@@ -1,0 +1,100 @@
+"""What `raylane deploy` asks of Ray Serve, as data: our applications merged with those that are there. Pure.
+
+Serve takes the whole state in one PUT and deletes the applications that are not in it, so other people's are carried
+along as they are. An application restarts when its arguments change; replica counts are not part of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raylane.deployments.config import DeploymentConfig, ModelConfig
+
+PREFIX = "raylane-"
+MODEL_PREFIX = PREFIX + "model-"
+GATEWAY = PREFIX + "gateway"
+REPLICA = "replica"  # the one deployment in a model's application
+VERSION = (
+    "1"  # part of every application's arguments: change it when replicas or gateways must restart after an upgrade
+)
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a deploy does to each of our applications."""
+
+    added: tuple[str, ...]
+    restarted: tuple[str, ...]
+    removed: tuple[str, ...]
+    unchanged: tuple[str, ...]
+
+
+def is_ours(application: str) -> bool:
+    return application == GATEWAY or application.startswith(MODEL_PREFIX)
+
+
+def model_application(name: str, model: ModelConfig, replicas: int) -> Json:
+    """The Serve application of one model."""
+    block = model.model_dump(mode="json", exclude={"replicas", "slo"}, exclude_defaults=True)
+    return {
+        "name": MODEL_PREFIX + name,
+        "route_prefix": None,
+        "import_path": "raylane.deployments.app:build_model",
+        "args": {"name": name, "block": block, "version": VERSION},
+        "deployments": [{"name": REPLICA, "num_replicas": replicas}],
+        "external_scaler_enabled": True,
+    }
+
+
+def gateway_application(config: DeploymentConfig, hosts: int) -> Json:
+    """The Serve application of the gateway, one replica on each host."""
+    block = config.gateway.model_dump(mode="json", exclude_defaults=True)
+    return {
+        "name": GATEWAY,
+        "route_prefix": None,
+        "import_path": "raylane.deployments.app:build_gateway",
+        "args": {"block": block, "version": VERSION},
+        "deployments": [{"name": "gateway", "num_replicas": hosts}],
+        "external_scaler_enabled": True,
+    }
+
+
+def wanted_replicas(model: ModelConfig, running: int | None) -> int:
+    """Replicas to ask for: what runs now within the new bounds; a new model starts with its minimum, at least one."""
+    if running is None:
+        return max(1, model.replicas.min)
+    return max(model.replicas.min, min(model.replicas.max, running))
+
+
+def merge(config: DeploymentConfig, there: Mapping[str, Json], running: Mapping[str, int], hosts: int) -> list[Json]:
+    """The applications to PUT: other people's as they are, then ours.
+
+    `there` maps the names of deployed applications to their configs, `running` model names to their target replicas.
+    """
+    others = [app for name, app in there.items() if not is_ours(name)]
+    models = [
+        model_application(name, model, wanted_replicas(model, running.get(name)))
+        for name, model in config.models.items()
+    ]
+    return [*others, *models, gateway_application(config, hosts)]
+
+
+def change(before: Mapping[str, Json], after: list[Json]) -> Change:
+    """What a PUT of `after` does to our applications."""
+    ours_before = {name: app for name, app in before.items() if is_ours(name)}
+    ours_after = {app["name"]: app for app in after if is_ours(app["name"])}
+    kept = ours_before.keys() & ours_after.keys()
+    same = {name for name in kept if _restart_key(ours_before[name]) == _restart_key(ours_after[name])}
+    return Change(
+        added=tuple(name for name in ours_after if name not in ours_before),
+        restarted=tuple(name for name in ours_after if name in kept and name not in same),
+        removed=tuple(name for name in ours_before if name not in ours_after),
+        unchanged=tuple(name for name in ours_after if name in same),
+    )
+
+
+def _restart_key(app: Json) -> tuple[Any, ...]:
+    """What Serve compares to decide whether an application's replicas are replaced."""
+    return app["import_path"], app.get("args") or {}, app.get("runtime_env") or {}

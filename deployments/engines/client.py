@@ -1,0 +1,51 @@
+"""Talks to one engine over its OpenAI port: is it alive, does it generate, how loaded is it."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from raylane.deployments.engines.base import EngineLoad, read_load
+
+
+class EngineClient:
+    """A small HTTP client for one engine. Every call has a time limit; network errors pass as aiohttp.ClientError."""
+
+    def __init__(self, url: str, api_key: str, model: str) -> None:
+        self._url = url
+        self._model = model
+        self._session = aiohttp.ClientSession(headers={"Authorization": f"Bearer {api_key}"})
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def health(self, timeout_s: float) -> bool:
+        """True when the server says it is well, False when it says it is not."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        async with self._session.get(f"{self._url}/health", timeout=timeout) as response:
+            return response.status == 200
+
+    async def generate_token(self, timeout_s: float) -> None:
+        """Have one token generated; the only proof that an engine works. Raises aiohttp.ClientError when it does not."""
+        body = {"model": self._model, "prompt": "ready", "max_tokens": 1, "temperature": 0}
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        async with self._session.post(f"{self._url}/v1/completions", json=body, timeout=timeout) as response:
+            if response.status != 200:
+                raise aiohttp.ClientError(f"status {response.status}: {(await response.text())[:500]}")
+            answer = await response.json()
+            if answer["usage"]["completion_tokens"] != 1:
+                raise aiohttp.ClientError(f"no token came: {answer}")
+
+    async def load(self, names: Mapping[str, str], timeout_s: float) -> EngineLoad:
+        """The engine's counters now."""
+        async with self._session.get(
+            f"{self._url}/metrics", timeout=aiohttp.ClientTimeout(total=timeout_s)
+        ) as response:
+            return read_load(await response.text(), names)

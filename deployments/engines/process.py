@@ -1,0 +1,157 @@
+"""One engine as a supervised child process: start it, follow it, end it. Leaves no process behind, whoever dies first."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from raylane.cluster.errors import FailedError
+
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
+MARK = "RAYLANE_ENGINE_OF"  # in the environment of every process of an engine's tree
+GRACE_WHEN_ORPHANED_S = 1.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What to start: the command line, what it adds to the environment, and where its output goes."""
+
+    command: tuple[str, ...]
+    env: dict[str, str]
+    log_path: Path
+
+
+class EngineFailed(FailedError):
+    """The engine did not start, or died. The message ends with the last lines of its log."""
+
+
+def log_tail(path: Path, lines: int = 25) -> str:
+    """The last lines of a log file; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 16_384))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def inherited_env() -> dict[str, str]:
+    """This process's environment without what Ray put in for its own workers (one thread, a job id, GPU indices)."""
+    ours = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name not in ours}
+
+
+def marked_processes(token: str) -> list[int]:
+    """Process ids whose environment carries this replica's mark.
+
+    Engines rename their processes with setproctitle, which would overwrite the environment that /proc shows unless
+    SPT_NOENV is set.
+    """
+    wanted = f"{MARK}={token}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+    return found
+
+
+class EngineProcess:
+    """A running engine tree. `ended` is set when the engine or its supervisor is gone, for whatever reason."""
+
+    def __init__(self, token: str, launch: Launch) -> None:
+        self._token = token
+        self._launch = launch
+        self._to_supervisor: int | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.supervisor_pid: int | None = None
+        self.exit_code: int | None = None
+        self.ended = asyncio.Event()
+
+    async def start(self, hold_fds: Sequence[int] = ()) -> int:
+        """Start the tree; the engine's process id. The supervisor keeps `hold_fds` (lock files) open until it dies."""
+        read_end, self._to_supervisor = os.pipe()
+        status_end, write_end = os.pipe()
+        env = {
+            **os.environ,
+            **self._launch.env,
+            MARK: self._token,
+            "SPT_NOENV": "1",
+        }  # keeps the mark under setproctitle
+        starter = subprocess.Popen(  # noqa: ASYNC220 - returns at once; waited for below
+            [sys.executable, "-I", "-S", str(SUPERVISOR)],
+            stdin=read_end,
+            stdout=write_end,
+            stderr=subprocess.DEVNULL,
+            pass_fds=tuple(hold_fds),
+        )
+        os.close(read_end)
+        os.close(write_end)
+        spec = {
+            "command": self._launch.command,
+            "env": env,
+            "log_path": str(self._launch.log_path),
+            "grace_s": GRACE_WHEN_ORPHANED_S,
+        }
+        self._say(json.dumps(spec))
+        self._reader = asyncio.create_task(self._follow(status_end))
+        await asyncio.to_thread(starter.wait)  # the first of its two forks ends at once
+        return await self._started
+
+    def _say(self, line: str) -> None:
+        if self._to_supervisor is not None:
+            with suppress(BrokenPipeError):
+                os.write(self._to_supervisor, line.encode() + b"\n")
+
+    async def _follow(self, status_end: int) -> None:
+        """Read the supervisor's events until it is gone, then make sure that nothing of the tree is left."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        transport, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(status_end, "rb", buffering=0)
+        )
+        try:
+            while line := await reader.readline():
+                event = json.loads(line)
+                if event["event"] == "started":
+                    self.supervisor_pid = event["supervisor_pid"]
+                    self._started.set_result(event["engine_pid"])
+                else:
+                    self.exit_code = event["code"]
+                    self.ended.set()
+        finally:
+            transport.close()
+            self.ended.set()
+            await asyncio.to_thread(self._kill_left)
+            if not self._started.done():
+                self._started.set_exception(self.failure("did not start"))
+
+    def _kill_left(self) -> None:
+        while left := marked_processes(self._token):
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    async def stop(self, grace_s: float) -> None:
+        """End the tree: TERM, the grace, KILL. Returns when nothing is left."""
+        self._say(f"stop {grace_s}")
+        if self._reader is not None:
+            await asyncio.shield(self._reader)
+        if self._to_supervisor is not None:
+            os.close(self._to_supervisor)
+            self._to_supervisor = None
+
+    def failure(self, what: str) -> EngineFailed:
+        """An error with the engine's exit status and the end of its log."""
+        status = "" if self.exit_code is None else f" (exit status {self.exit_code})"
+        log = self._launch.log_path
+        return EngineFailed(f"engine {what}{status}; log {log}:\n{log_tail(log)}")

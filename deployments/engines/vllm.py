@@ -1,0 +1,111 @@
+"""vLLM as a child process: the exact command line and environment of `vllm serve` for one replica.
+
+Everything that differs between vLLM 0.26 and 0.29, or between its CUDA and its CPU build, sits here.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from raylane.deployments.config import ModelConfig, VllmConfig
+from raylane.deployments.engines.base import Seat
+from raylane.deployments.engines.process import Launch
+
+
+class VllmEngine:
+    """Command builder for vLLM's OpenAI server."""
+
+    kind = "vllm"
+    gauges: Mapping[str, str] = {
+        "waiting": "vllm:num_requests_waiting",
+        "running": "vllm:num_requests_running",
+        "kv_use": "vllm:kv_cache_usage_perc|vllm:gpu_cache_usage_perc",
+        "prompt_tokens_total": "vllm:prompt_tokens_total",
+        "output_tokens_total": "vllm:generation_tokens_total",
+    }
+
+    def __init__(self, name: str, model: ModelConfig, folder: str) -> None:
+        self._name = name
+        self._model = model
+        self._folder = folder  # a local folder or a hub id
+
+    def launch(self, seat: Seat) -> Launch:
+        # The module, not the `vllm` script: the CPU build's script looks for a package named vllm and stops.
+        command = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", *self.arguments(seat))
+        return Launch(command, {**self._env(seat), **seat.env, **self._model.engine.env}, seat.log_path)
+
+    def arguments(self, seat: Seat) -> tuple[str, ...]:
+        """`vllm serve` arguments without the model given by position."""
+        return (
+            *("--model", self._folder, "--served-model-name", self._name),
+            *("--host", seat.host, "--port", str(seat.port)),
+            *("--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"),
+            *_options(self._model),
+        )
+
+    def _env(self, seat: Seat) -> dict[str, str]:
+        engine = self._model.engine
+        env = {
+            "VLLM_API_KEY": seat.api_key,  # in the environment: a command line can be read by every user of the host
+            "VLLM_PORT": str(seat.inner_ports.start),
+            "VLLM_HOST_IP": seat.host,
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",  # the gateway keeps connections for less
+            "VLLM_NO_USAGE_STATS": "1",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        }
+        if Path(self._folder).is_dir():
+            env |= {"HF_HUB_OFFLINE": "1"}  # a local folder needs no hub, and a closed network makes it wait
+        if engine.device == "cpu":
+            return env | _cpu_env(engine, self._model.tensor_parallel * self._model.pipeline_parallel)
+        if seat.gpu_uuids:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(seat.gpu_uuids)
+        return env
+
+
+def _cpu_env(engine: VllmConfig, processes: int) -> dict[str, str]:
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(engine.cpu_kv_cache_gb),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several engines share the cores of a demo machine
+        "OMP_NUM_THREADS": str(threads),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def _options(model: ModelConfig) -> Iterator[str]:
+    engine = model.engine
+    yield from ("--tensor-parallel-size", str(model.tensor_parallel))
+    if model.pipeline_parallel > 1:
+        yield from ("--pipeline-parallel-size", str(model.pipeline_parallel))
+    if model.tensor_parallel * model.pipeline_parallel > 1:
+        yield from ("--distributed-executor-backend", "mp")
+    if engine.device == "cuda":
+        yield from ("--gpu-memory-utilization", str(engine.gpu_memory_utilization))
+    for field in VALUES:
+        value = getattr(engine, field)
+        if value is not None:
+            yield from ("--" + field.replace("_", "-"), str(value))
+    for field in SWITCHES:
+        if getattr(engine, field):
+            yield "--" + field.replace("_", "-")
+    if engine.enable_prefix_caching is not None:
+        yield "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching"
+    if engine.speculative is not None:
+        yield from ("--speculative-config", json.dumps(engine.speculative))
+    yield from engine.extra_args
+
+
+VALUES = (
+    "dtype",
+    "quantization",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "block_size",
+    "kv_cache_dtype",
+    "load_format",
+    "seed",
+)
+SWITCHES = ("enforce_eager", "disable_custom_all_reduce", "trust_remote_code")

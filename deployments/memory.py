@@ -1,0 +1,204 @@
+"""What a model takes of its GPUs' memory with given engine settings, and the room left for context. Pure."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from raylane.cluster.catalog import Accelerator
+from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.weights import (
+    GROUP_SIZE,
+    dtype_bytes,
+    kv_element_bytes,
+    weight_bytes,
+    weight_format,
+)
+
+GIB = 2**30
+BLOCK_TOKENS = 16
+# What an engine takes beside weights and KV cache: the CUDA context, allocator slack and captured graphs, and with
+# several GPUs the communicator's buffers. Chosen so that the tokens left for 70B on L40S come out as known: about 31 k in
+# FP8 and 130 k in INT4 over two cards, 12 to 14 k in AWQ on one.
+CONTEXT_BYTES = 0.9e9
+COMMUNICATION_BYTES = 0.6e9
+LOGITS_BYTES = 12  # per sequence and vocabulary entry: 32-bit logits and two copies while sampling
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """The engine's settings that decide memory and speed; names and meanings are vLLM's. None leaves its default."""
+
+    dtype: str = "auto"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.9
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+
+    @property
+    def gpus(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel
+
+
+class Limit(StrEnum):
+    """What a refused deployment ran into."""
+
+    WEIGHTS = "weights"
+    CONTEXT = "context"
+    SPLIT = "split"
+    SETTINGS = "settings"
+
+
+@dataclass(frozen=True)
+class Fits:
+    """A deployment that can start. Bytes are of the fullest GPU; tokens are of the whole replica."""
+
+    settings: EngineSettings
+    """As given, with the engine's defaults filled in."""
+    gpu: Accelerator
+    usable_bytes: float
+    weight_bytes: float
+    workspace_bytes: float
+    kv_bytes: float
+    kv_bytes_per_token: float
+    """Of the fullest GPU."""
+    kv_tokens: int
+    """Tokens of context all running requests may hold together."""
+
+    def largest_batch(self, context_tokens: int) -> int:
+        """Sequences of `context_tokens` (prompt and output) that run at once: by KV cache and by max_num_seqs."""
+        blocks_each = -(-context_tokens // BLOCK_TOKENS)
+        by_memory = self.kv_tokens // BLOCK_TOKENS // blocks_each
+        return min(by_memory, self.settings.max_num_seqs or by_memory)
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Settings near refused ones that fit, and what changed."""
+
+    change: str
+    fits: Fits
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A deployment that cannot start: why, and up to three of the nearest settings that can."""
+
+    reason: str
+    limit: Limit
+    nearest: tuple[Alternative, ...] = ()
+
+
+def check(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings) -> Fits | Refusal:
+    """Room left for context, or why there is not enough; `fit` adds the nearest settings that would do."""
+    full = with_defaults(facts, gpu, settings)
+    broken = _broken_settings(facts, full) or _broken_split(facts, full)
+    if broken is not None:
+        return broken
+    usable = gpu.memory_bytes * full.gpu_memory_utilization
+    weights = stage_weight_bytes(facts, full)
+    workspace = workspace_bytes(facts, full)
+    per_token = stage_kv_bytes_per_token(facts, full)
+    left = usable - weights - workspace
+    tokens = int(max(0.0, left) // per_token) // BLOCK_TOKENS * BLOCK_TOKENS
+    what = f"{weights / 1e9:.1f} GB of weights and {workspace / 1e9:.1f} GB of workspace per GPU"
+    room = f"{usable / 1e9:.1f} GB ({full.gpu_memory_utilization:.0%} of {gpu.name}'s {gpu.memory_bytes / 1e9:.1f} GB)"
+    if left <= 0:
+        return Refusal(f"{what} do not fit in {room}", Limit.WEIGHTS)
+    wanted = full.max_model_len or facts.max_position_embeddings
+    if tokens < wanted:
+        return Refusal(
+            f"{what} leave room for {tokens:,} tokens of context in {room}; max_model_len is {wanted:,}", Limit.CONTEXT
+        )
+    return Fits(full, gpu, usable, weights, workspace, left, per_token, tokens)
+
+
+def with_defaults(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings) -> EngineSettings:
+    """Fill in what vLLM 0.29's server takes by itself (vllm/engine/arg_utils.py), and the checkpoint's quantization."""
+    if gpu.memory_bytes >= 160 * GIB:
+        tokens, seqs = 16384, 1024
+    elif gpu.memory_bytes >= 70 * GIB and "a100" not in gpu.name.casefold():
+        tokens, seqs = 8192, 1024
+    else:
+        tokens, seqs = 2048, 256
+    return EngineSettings(
+        dtype=settings.dtype,
+        quantization=settings.quantization or facts.quantization,
+        kv_cache_dtype=settings.kv_cache_dtype,
+        max_model_len=settings.max_model_len or facts.max_position_embeddings,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        max_num_seqs=settings.max_num_seqs or min(seqs, settings.max_num_batched_tokens or seqs),
+        max_num_batched_tokens=settings.max_num_batched_tokens or max(tokens, settings.max_num_seqs or 0),
+        tensor_parallel=settings.tensor_parallel,
+        pipeline_parallel=settings.pipeline_parallel,
+    )
+
+
+def stage_weight_bytes(facts: ModelFacts, settings: EngineSettings) -> float:
+    """Weights of the fullest GPU.
+
+    Tensor parallelism splits every matrix and both tables; pipeline parallelism gives whole layers to each stage, the
+    tables to the first and the last one.
+    """
+    total = weight_bytes(facts, settings.quantization, settings.dtype)
+    if settings.pipeline_parallel == 1:
+        return total / settings.tensor_parallel
+    table = facts.input_embedding_parameters * dtype_bytes(settings.dtype, facts)
+    tables = table if facts.tied_embeddings else 2 * table
+    layers = -(-facts.layers // settings.pipeline_parallel)
+    return ((total - tables) * layers / facts.layers + table) / settings.tensor_parallel
+
+
+def stage_kv_bytes_per_token(facts: ModelFacts, settings: EngineSettings) -> float:
+    """KV cache of one token on the fullest GPU. With more GPUs than KV heads the heads are repeated."""
+    heads = max(1, facts.kv_heads // settings.tensor_parallel)
+    layers = -(-facts.layers // settings.pipeline_parallel)
+    element = kv_element_bytes(settings.kv_cache_dtype, settings.dtype, facts)
+    return 2 * layers * heads * facts.head_dim * element
+
+
+def workspace_bytes(facts: ModelFacts, settings: EngineSettings) -> float:
+    """What a GPU needs beside weights and KV cache: context, activations of the largest step, logits, communicator.
+
+    Activations hold the residual stream twice and the MLP's gate, up and product at once, in 16 bits.
+    """
+    per_token = 2 * (2 * facts.hidden_size + 3 * facts.intermediate_size / settings.tensor_parallel)
+    activations = (settings.max_num_batched_tokens or 0) * per_token
+    logits = (settings.max_num_seqs or 0) * facts.vocab_size * LOGITS_BYTES
+    return CONTEXT_BYTES + activations + logits + (COMMUNICATION_BYTES if settings.gpus > 1 else 0)
+
+
+def _broken_settings(facts: ModelFacts, settings: EngineSettings) -> Refusal | None:
+    if not 0 < settings.gpu_memory_utilization <= 1:
+        reason = f"gpu_memory_utilization {settings.gpu_memory_utilization} is not in (0, 1]"
+        return Refusal(reason, Limit.SETTINGS)
+    length = settings.max_model_len or 0
+    if length > facts.max_position_embeddings:
+        reason = f"max_model_len {length:,} is longer than the {facts.max_position_embeddings:,} positions of the model"
+        return Refusal(reason, Limit.SETTINGS)
+    seqs, tokens = settings.max_num_seqs or 0, settings.max_num_batched_tokens or 0
+    if seqs > tokens:
+        reason = f"max_num_seqs {seqs} is larger than max_num_batched_tokens {tokens}; vLLM refuses to start"
+        return Refusal(reason, Limit.SETTINGS)
+    return None
+
+
+def _broken_split(facts: ModelFacts, settings: EngineSettings) -> Refusal | None:
+    tp, pp = settings.tensor_parallel, settings.pipeline_parallel
+    if facts.attention_heads % tp:
+        return Refusal(f"{facts.attention_heads} attention heads cannot be split over {tp} GPUs", Limit.SPLIT)
+    if facts.kv_heads % tp and tp % facts.kv_heads:
+        return Refusal(f"{facts.kv_heads} KV heads can be neither split nor repeated over {tp} GPUs", Limit.SPLIT)
+    if pp > facts.layers:
+        return Refusal(f"{facts.layers} layers cannot be split into {pp} pipeline stages", Limit.SPLIT)
+    if weight_format(settings.quantization, settings.dtype, facts).grouped and tp > 1:
+        width = facts.intermediate_size // facts.experts_per_token
+        if width % tp or width // tp % GROUP_SIZE:
+            reason = (
+                f"an MLP of width {width} over {tp} GPUs splits the quantization groups of {GROUP_SIZE} weights "
+                f"({width / tp:g} per GPU)"
+            )
+            return Refusal(reason, Limit.SPLIT)
+    return None

@@ -1,0 +1,95 @@
+"""Two ways to spread a model over several GPUs of a host, compared: tensor against pipeline parallelism. Pure."""
+
+from dataclasses import dataclass, replace
+
+from raylane.cluster.catalog import Accelerator
+from raylane.deployments.fit import Fits, Refusal, check
+from raylane.deployments.memory import EngineSettings
+from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.roofline import Ceiling, Link, ceiling
+
+
+@dataclass(frozen=True)
+class Split:
+    """One way to use the GPUs, with its floors; `ceiling` is None when it does not fit."""
+
+    name: str
+    fit: Fits | Refusal
+    ceiling: Ceiling | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Tensor and pipeline parallelism over the same GPUs and links. `better` names one of the splits."""
+
+    link: Link
+    splits: tuple[Split, ...]
+    better: str | None
+    reason: str
+
+
+def compare_parallelism(
+    facts: ModelFacts,
+    gpu: Accelerator,
+    settings: EngineSettings,
+    link: Link,
+    *,
+    gpus: int = 2,
+    batch: int = 32,
+    input_tokens: int = 512,
+    output_tokens: int = 256,
+) -> Comparison:
+    """Which split yields more output tokens at this load, and at what time per token and to first token.
+
+    Tensor parallelism halves the weights each GPU reads but adds up partial sums twice a layer over the link;
+    pipeline parallelism sends activations once per stage but reads all of its layers for every micro-batch.
+    """
+    shapes = (("TP", gpus, 1), ("PP", 1, gpus))
+    splits = tuple(
+        _split(
+            f"{name}={gpus}",
+            facts,
+            gpu,
+            replace(settings, tensor_parallel=tp, pipeline_parallel=pp),
+            link,
+            (batch, input_tokens, output_tokens),
+        )
+        for name, tp, pp in shapes
+    )
+    usable = [split for split in splits if split.ceiling is not None]
+    if not usable:
+        return Comparison(link, splits, None, "neither split fits")
+    best = max(usable, key=lambda split: split.ceiling.output_tokens_per_s if split.ceiling else 0.0)
+    return Comparison(link, splits, best.name, _reason(best, usable, link))
+
+
+def _split(
+    name: str,
+    facts: ModelFacts,
+    gpu: Accelerator,
+    settings: EngineSettings,
+    link: Link,
+    load: tuple[int, int, int],
+) -> Split:
+    found = check(facts, gpu, settings)
+    if isinstance(found, Refusal):
+        return Split(name, found, None)
+    batch = min(load[0], max(1, found.largest_batch(load[1] + load[2])))
+    top = ceiling(facts, gpu, settings, batch=batch, input_tokens=load[1], output_tokens=load[2], link=link)
+    return Split(name, found, top)
+
+
+def _reason(best: Split, usable: list[Split], link: Link) -> str:
+    others = [split for split in usable if split is not best]
+    if not others:
+        return f"only {best.name} fits"
+    other = others[0]
+    if best.ceiling is None or other.ceiling is None:
+        raise AssertionError("usable splits have a ceiling")
+    gain = best.ceiling.output_tokens_per_s / other.ceiling.output_tokens_per_s
+    return (
+        f"{best.name} yields at most {gain:.2f} times the tokens of {other.name} "
+        f"over {link.bytes_per_s / 1e9:.0f} GB/s ({link.source}); time per token {best.ceiling.decode_step_s * 1e3:.1f} against "
+        f"{other.ceiling.decode_step_s * 1e3:.1f} ms, prompt {best.ceiling.prefill_s * 1e3:.0f} against "
+        f"{other.ceiling.prefill_s * 1e3:.0f} ms"
+    )
