@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,11 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from raylane.cluster.processes import end_processes_with
+
 LOOPBACK = "127.0.0.1"
+MARK = "RAYLANE_LOCAL_CLUSTER"  # in the environment of every process of the cluster
+ENDS_WITHIN_S = 5.0
 
 
 def use_a_token() -> None:
-    """Make clusters of this process ask for a random token. Ray reads this once, when it is imported, so call it before."""
+    """Make clusters of this process ask for a random token. Call it before Ray is imported, which reads it once."""
     if "RAY_AUTH_TOKEN" not in os.environ:
         if "ray" in sys.modules:
             raise RuntimeError("use_a_token() must be called before ray is imported")
@@ -31,7 +36,9 @@ def local_ray(cpus: int, gpus: int = 0) -> Iterator[Any]:
     """
     use_a_token()
     folder = Path(tempfile.mkdtemp(prefix="rl-"))  # short: Ray puts sockets below it, and their paths have a limit
-    os.environ.setdefault("RAYLANE_RUNTIME", str(folder / "raylane"))
+    os.environ[MARK] = str(folder)
+    os.environ["RAYLANE_ADDRESS"] = LOOPBACK  # Ray turns a loopback node address into the host's own
+    os.environ["RAYLANE_RUNTIME"] = str(folder / "raylane")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; silences a warning
     import ray
@@ -51,5 +58,9 @@ def local_ray(cpus: int, gpus: int = 0) -> Iterator[Any]:
             _temp_dir=str(folder),
         )
     finally:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
         ray.shutdown()
+        end_processes_with(MARK, str(folder), ENDS_WITHIN_S)
+        del os.environ[MARK], os.environ["RAYLANE_RUNTIME"], os.environ["RAYLANE_ADDRESS"]
         shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGINT, before)

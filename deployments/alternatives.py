@@ -35,7 +35,7 @@ def nearest_that_fit(
     """Up to three changes that make `settings` fit, the least drastic first.
 
     More of the card's memory is nearer than a shorter context, that nearer than an 8-bit KV cache, smaller weights,
-    or more GPUs. A change is left out when a part of it already suffices.
+    or more GPUs (tensor parallel before pipeline). A change is left out when a part of it already suffices.
     """
     combinations = product(
         _memory(settings),
@@ -98,6 +98,8 @@ def _formats(gpu: Accelerator, settings: EngineSettings) -> Iterator[_Change]:
 def _more_gpus(settings: EngineSettings, largest: int) -> Iterator[_Change]:
     """Other powers of two of GPUs; twice as many is about as far as quantizing the weights."""
     yield _NOTHING
+    if 2 * settings.gpus <= largest:
+        yield _set(5, "pipeline_parallel", 2 * settings.pipeline_parallel)
     smaller: frozenset[str] = frozenset()
     for tp in (1, 2, 4, 8):
         if tp != settings.tensor_parallel and tp <= largest:

@@ -30,9 +30,12 @@ EXTRA_SHUTDOWN_S = 30.0  # beyond the drain: acknowledgements, ending the engine
 
 
 def node_address() -> str:
-    """The address by which Ray knows this node; engines listen on it and nowhere else."""
+    """Where engines listen, and nowhere else: $RAYLANE_ADDRESS, or the address by which Ray knows this node."""
+    if "RAYLANE_ADDRESS" in os.environ:
+        return os.environ["RAYLANE_ADDRESS"]
     here = ray.get_runtime_context().get_node_id()
-    return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here)  # type: ignore[no-untyped-call]
+    nodes: list[dict[str, str]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return next(node["NodeManagerAddress"] for node in nodes if node["NodeID"] == here)
 
 
 class EngineReplica:
@@ -89,7 +92,7 @@ class GatewayReplica:
 
 
 def build_model(args: dict[str, Any]) -> Application:
-    """The application of one model. args: {"name", "block": the model's config without its replica bounds, "version"}."""
+    """The application of one model. args: {"name", "block": its config without replica bounds, "version"}."""
     model = ModelConfig.from_data(args["block"], f"model {args['name']}")
     bundle = {"CPU": model.reserved_cpus} | ({"GPU": float(model.gpus)} if model.gpus else {})
     deployment = serve.deployment(

@@ -1,8 +1,8 @@
 """Models that need no download: a tiny real Llama, and the exact shapes of Llama-3 8B and 70B without weights.
 
 `builtin:tiny-llama` has real (random) weights and a real byte-level BPE tokenizer with a chat template; it writes
-nonsense, quickly. `builtin:llama-3-8b-shape` and `-70b-shape` have the architecture and a byte tokenizer filled up to the
-full vocabulary; an engine fills their weights with random numbers (`load_format: dummy`), which cost the same to run.
+nonsense, quickly. `builtin:llama-3-8b-shape` and `-70b-shape` have the architecture and a byte tokenizer filled up to
+the full vocabulary; an engine fills their weights with random numbers (`load_format: dummy`), at the same cost to run.
 """
 
 import fcntl

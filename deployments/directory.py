@@ -1,7 +1,7 @@
 """Where every engine is: soft state fed by replicas each second and followed by gateways through long polls.
 
-Plain Python on one event loop; deployments/ray_directory.py makes it a Ray actor. It may die at any time: replicas report
-again within a second, and gateways keep their last table meanwhile.
+Plain Python on one event loop; deployments/ray_directory.py makes it a Ray actor. It may die at any time: replicas
+report again within a second, and gateways keep their last table meanwhile.
 """
 
 import asyncio

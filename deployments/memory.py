@@ -16,8 +16,8 @@ from raylane.deployments.weights import (
 GIB = 2**30
 BLOCK_TOKENS = 16
 # What an engine takes beside weights and KV cache: the CUDA context, allocator slack and captured graphs, and with
-# several GPUs the communicator's buffers. Chosen so that the tokens left for 70B on L40S come out as known: about 31 k in
-# FP8 and 130 k in INT4 over two cards, 12 to 14 k in AWQ on one.
+# several GPUs the communicator's buffers. Chosen so that the tokens left for 70B on L40S come out as known: about
+# 31 k in FP8 and 130 k in INT4 over two cards, 12 to 14 k in AWQ on one.
 CONTEXT_BYTES = 0.9e9
 COMMUNICATION_BYTES = 0.6e9
 LOGITS_BYTES = 12  # per sequence and vocabulary entry: 32-bit logits and two copies while sampling

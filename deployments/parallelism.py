@@ -87,9 +87,10 @@ def _reason(best: Split, usable: list[Split], link: Link) -> str:
     if best.ceiling is None or other.ceiling is None:
         raise AssertionError("usable splits have a ceiling")
     gain = best.ceiling.output_tokens_per_s / other.ceiling.output_tokens_per_s
+    step_ms, other_step_ms = best.ceiling.decode_step_s * 1e3, other.ceiling.decode_step_s * 1e3
+    prompt_ms, other_prompt_ms = best.ceiling.prefill_s * 1e3, other.ceiling.prefill_s * 1e3
     return (
         f"{best.name} yields at most {gain:.2f} times the tokens of {other.name} "
-        f"over {link.bytes_per_s / 1e9:.0f} GB/s ({link.source}); time per token {best.ceiling.decode_step_s * 1e3:.1f} against "
-        f"{other.ceiling.decode_step_s * 1e3:.1f} ms, prompt {best.ceiling.prefill_s * 1e3:.0f} against "
-        f"{other.ceiling.prefill_s * 1e3:.0f} ms"
+        f"over {link.bytes_per_s / 1e9:.0f} GB/s ({link.source}); time per token {step_ms:.1f} against "
+        f"{other_step_ms:.1f} ms, prompt {prompt_ms:.0f} against {other_prompt_ms:.0f} ms"
     )

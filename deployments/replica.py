@@ -7,7 +7,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Protocol
 
 import aiohttp
 
+from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.errors import FailedError
 from raylane.cluster.gpu_readings import GpuReading
 from raylane.cluster.leases import Lease
@@ -52,7 +53,7 @@ class Host:
     address: str
     log_folder: Path
     lease: Callable[[], Lease]  # takes GPUs and ports; raises FailedError
-    link_env: Callable[[tuple[str, ...]], Mapping[str, str]]  # settings that the leased GPUs' links ask for
+    links: Callable[[tuple[str, ...]], AllReduceSettings]  # what the links among the leased GPUs ask for
     read_gpus: Callable[[tuple[str, ...]], tuple[GpuReading, ...]]
 
 
@@ -133,7 +134,7 @@ class Replica:
             gpu_uuids=lease.choice.uuids,
             api_key=secrets.token_urlsafe(32),
             log_path=self._host.log_folder / f"{self._name}-{self._id}.log",
-            env=self._host.link_env(lease.choice.uuids),
+            links=self._host.links(lease.choice.uuids),
         )
 
     async def _until_first_token(self) -> None:

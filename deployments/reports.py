@@ -52,8 +52,8 @@ class Endpoint:
 class Table:
     """The endpoints of all ready replicas, and the models that exist.
 
-    `epoch` changes when the directory restarts; until it is `settled` again (replicas had time to report) a gateway adds
-    what it learns and takes nothing away.
+    `epoch` changes when the directory restarts; until it is `settled` again (replicas had time to report) a gateway
+    adds what it learns and takes nothing away.
     """
 
     epoch: str

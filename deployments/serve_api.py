@@ -1,4 +1,4 @@
-"""Ray Serve's REST interface, the part raylane uses. Raises FailedError when the cluster does not answer as it should."""
+"""Ray Serve's REST interface, the part raylane uses. Raises FailedError when the cluster does not answer well."""
 
 import json
 import os

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from raylane.cluster.allreduce import AllReduceSettings
 from raylane.deployments.engines.process import Launch
 
 
@@ -19,7 +20,7 @@ class Seat:
     gpu_uuids: tuple[str, ...]
     api_key: str
     log_path: Path
-    env: Mapping[str, str]  # what the GPUs' links ask for, such as NCCL settings
+    links: AllReduceSettings  # what the links among the GPUs ask for
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class EngineClient:
             return response.status == 200
 
     async def generate_token(self, timeout_s: float) -> None:
-        """Have one token generated; the only proof that an engine works. Raises aiohttp.ClientError when it does not."""
+        """Have one token generated, the only proof that an engine works. Raises aiohttp.ClientError if it does not."""
         body = {"model": self._model, "prompt": "ready", "max_tokens": 1, "temperature": 0}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         async with self._session.post(f"{self._url}/v1/completions", json=body, timeout=timeout) as response:

@@ -1,9 +1,9 @@
-"""One engine as a supervised child process: start it, follow it, end it. Leaves no process behind, whoever dies first."""
+"""One engine as a supervised child process: start, follow, end. Leaves no process behind, whoever dies first."""
 
 import asyncio
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylane.cluster.errors import FailedError
+from raylane.cluster.processes import end_processes_with
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
-MARK = "RAYLANE_ENGINE_OF"  # in the environment of every process of an engine's tree
+# In the environment of every process of an engine's tree. Engines rename their processes with setproctitle, which would
+# overwrite the environment that /proc shows, unless SPT_NOENV is set.
+MARK = "RAYLANE_ENGINE_OF"
 GRACE_WHEN_ORPHANED_S = 1.0
+FAILURE = re.compile(r"\b(ERROR|Error|died|Fatal|out of memory)\b|[a-z]Error:")
+FIRST_ERRORS = 3
 
 
 @dataclass(frozen=True)
@@ -32,36 +37,20 @@ class EngineFailed(FailedError):
 
 
 def log_tail(path: Path, lines: int = 25) -> str:
-    """The last lines of a log file; empty when there is none."""
+    """The last lines of a log file, and before them its first lines that name an error; empty when there is no file."""
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
-            text = file.read().decode(errors="replace")
+        everything = path.read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    return "\n".join(text.splitlines()[-lines:])
+    early, late = everything[:-lines], everything[-lines:]
+    first = [line for line in early if FAILURE.search(line)][:FIRST_ERRORS]
+    return "\n".join([*first, "..." if first else "", *late]).strip()
 
 
 def inherited_env() -> dict[str, str]:
     """This process's environment without what Ray put in for its own workers (one thread, a job id, GPU indices)."""
     ours = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
     return {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name not in ours}
-
-
-def marked_processes(token: str) -> list[int]:
-    """Process ids whose environment carries this replica's mark.
-
-    Engines rename their processes with setproctitle, which would overwrite the environment that /proc shows unless
-    SPT_NOENV is set.
-    """
-    wanted = f"{MARK}={token}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-    return found
 
 
 class EngineProcess:
@@ -131,15 +120,9 @@ class EngineProcess:
         finally:
             transport.close()
             self.ended.set()
-            await asyncio.to_thread(self._kill_left)
+            await asyncio.to_thread(end_processes_with, MARK, self._token, 0.0)
             if not self._started.done():
                 self._started.set_exception(self.failure("did not start"))
-
-    def _kill_left(self) -> None:
-        while left := marked_processes(self._token):
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
 
     async def stop(self, grace_s: float) -> None:
         """End the tree: TERM, the grace, KILL. Returns when nothing is left."""

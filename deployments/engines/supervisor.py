@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -39,14 +40,14 @@ def become_subreaper() -> None:
 def descendants() -> list[int]:
     """Process ids below this one, children before grandchildren; zombies are left out."""
     children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             try:
-                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+                state, parent, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if fields[0] != "Z":
-                children.setdefault(int(fields[1]), []).append(int(entry))
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(entry.name))
     found: list[int] = []
     layer = [os.getpid()]
     while layer:
@@ -57,10 +58,8 @@ def descendants() -> list[int]:
 
 def signal_all(pids: list[int], number: int) -> None:
     for pid in pids:
-        try:
+        with suppress(ProcessLookupError):  # gone between the listing and the signal
             os.kill(pid, number)
-        except ProcessLookupError:
-            pass  # gone between the listing and the signal
 
 
 def reap() -> None:
@@ -85,10 +84,8 @@ def end_tree(grace_s: float) -> None:
 
 
 def report(event: str, **values: int) -> None:
-    try:
+    with suppress(BrokenPipeError):  # the replica is gone; end of file on stdin says the same
         os.write(1, (json.dumps({"event": event, **values}) + "\n").encode())
-    except BrokenPipeError:
-        pass  # the replica is gone; end of file on stdin says the same
 
 
 def read_line() -> str:

@@ -34,7 +34,9 @@ class VllmEngine:
     def launch(self, seat: Seat) -> Launch:
         # The module, not the `vllm` script: the CPU build's script looks for a package named vllm and stops.
         command = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", *self.arguments(seat))
-        return Launch(command, {**self._env(seat), **seat.env, **self._model.engine.env}, seat.log_path)
+        return Launch(
+            command, {**self._env(seat), **dict(seat.links.environment), **self._model.engine.env}, seat.log_path
+        )
 
     def arguments(self, seat: Seat) -> tuple[str, ...]:
         """`vllm serve` arguments without the model given by position."""
@@ -42,7 +44,7 @@ class VllmEngine:
             *("--model", self._folder, "--served-model-name", self._name),
             *("--host", seat.host, "--port", str(seat.port)),
             *("--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"),
-            *_options(self._model),
+            *_options(self._model, custom_all_reduce=seat.links.custom_all_reduce),
         )
 
     def _env(self, seat: Seat) -> dict[str, str]:
@@ -74,7 +76,7 @@ def _cpu_env(engine: VllmConfig, processes: int) -> dict[str, str]:
     }
 
 
-def _options(model: ModelConfig) -> Iterator[str]:
+def _options(model: ModelConfig, *, custom_all_reduce: bool) -> Iterator[str]:
     engine = model.engine
     yield from ("--tensor-parallel-size", str(model.tensor_parallel))
     if model.pipeline_parallel > 1:
@@ -90,6 +92,8 @@ def _options(model: ModelConfig) -> Iterator[str]:
     for field in SWITCHES:
         if getattr(engine, field):
             yield "--" + field.replace("_", "-")
+    if engine.disable_custom_all_reduce or not custom_all_reduce:
+        yield "--disable-custom-all-reduce"
     if engine.enable_prefix_caching is not None:
         yield "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching"
     if engine.speculative is not None:
@@ -108,4 +112,4 @@ VALUES = (
     "load_format",
     "seed",
 )
-SWITCHES = ("enforce_eager", "disable_custom_all_reduce", "trust_remote_code")
+SWITCHES = ("enforce_eager", "trust_remote_code")

@@ -57,8 +57,8 @@ def check_fits(config: DeploymentConfig, nodes: Iterable[Node], origin: str) -> 
 def deploy(config: DeploymentConfig, api: ServeApi, origin: str, progress: Progress, timeout_s: float) -> Change:
     """Put the config on the cluster this process is connected to and wait until every model answers.
 
-    Raises UsageError for what cannot fit, FailedError with the engine's log when a model does not come up; what this call
-    added and failed is taken away again.
+    Raises UsageError for what cannot fit, FailedError with the engine's log when a model does not come up; what this
+    call added and failed is taken away again.
     """
     nodes = alive_nodes()
     check_fits(config, nodes, origin)

@@ -1,0 +1,1 @@
+"""Scripts that measure raylane itself; their tables are in docs/performance.md."""

@@ -1,0 +1,69 @@
+"""`raylane report`: write the reports of run folders and print their tables."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from raylane.benchmarks.report import write_report
+from raylane.benchmarks.results import CostFigure
+from raylane.benchmarks.run_folder import Run, load_run
+from raylane.benchmarks.tables import Table, case_tables
+from raylane.cost.prices import PriceBook, shipped_prices
+from raylane.cost.run_cost import run_costs
+
+
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    prices: Annotated[Path | None, typer.Option("--prices", help="Price file of your own, added to ours.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print results and cost as JSON.")] = False,
+) -> None:
+    """Write report.html, report.md and report.csv into each run folder and print the tables."""
+    book = price_book(prices)
+    loaded = [load_run(run_dir) for run_dir in run_dirs]
+    costs = [run_costs(run.plan, run.summary, book) for run in loaded]
+    for run, cost in zip(loaded, costs, strict=True):
+        files = write_report(run, cost)
+        Console(stderr=True).print(f"wrote {files.html}, {files.markdown.name}, {files.csv.name}", highlight=False)
+    if json_output:
+        typer.echo(json.dumps([as_json(run, cost) for run, cost in zip(loaded, costs, strict=True)], indent=2))
+    else:
+        for run, cost in zip(loaded, costs, strict=True):
+            print_tables(run, cost, Console())
+
+
+def price_book(own: Path | None) -> PriceBook:
+    """The shipped prices, with a file of the user's own where there is one."""
+    book = shipped_prices()
+    return book if own is None else book.with_file(own)
+
+
+def as_json(run: Run, costs: Sequence[CostFigure]) -> dict[str, object]:
+    """results.json with the cost rows beside it."""
+    return run.results | {"cost": [cost.model_dump(mode="json") for cost in costs]}
+
+
+def print_tables(run: Run, costs: Sequence[CostFigure], console: Console) -> None:
+    """Every case's tables, and why a case is not valid."""
+    console.print(f"{'SIMULATED ' if run.simulated else ''}{run.summary.run_id}", style="bold", highlight=False)
+    if not run.complete:
+        console.print("incomplete: the run was interrupted", style="yellow")
+    for case in run.summary.cases:
+        for table in case_tables(run.summary, case, costs):
+            console.print(rich_table(table))
+        for reason in case.reasons:
+            console.print(f"not valid: {reason}", style="yellow", highlight=False)
+
+
+def rich_table(table: Table) -> RichTable:
+    """The same cells for a terminal."""
+    shown = RichTable(title=table.title, title_justify="left")
+    for index, head in enumerate(table.heads):
+        shown.add_column(head, justify="left" if index == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown

@@ -1,0 +1,149 @@
+"""Who holds which GPU and which ports on this host: one lock file each, held by the engine's supervisor.
+
+A lock is an flock on an open file: the kernel releases it when the last process that has the file open dies, so a lease
+can be neither forgotten nor stale. Starting replicas take turns through one host-wide lock while they look and choose.
+Containers of one host share leases when they mount the same host folder at $RAYLANE_RUNTIME.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from raylane.cluster.choose import Choice, Refusal
+from raylane.cluster.errors import FailedError
+
+PORT_BLOCK = 32  # ports of one replica: the first for HTTP, the rest for the engine's own processes
+PORT_BLOCKS = range(20_000, 32_000, PORT_BLOCK)  # below Linux's ephemeral ports (32768 and up)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """GPUs and ports held for one replica. Whoever keeps `lock_fds` open holds it."""
+
+    ports: range
+    lock_fds: tuple[int, ...]
+    choice: Choice  # the GPUs and why these
+
+    def close(self) -> None:
+        """Let go here; the lease goes on where the files were handed on."""
+        for fd in self.lock_fds:
+            with suppress(OSError):
+                os.close(fd)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who wrote itself into a held lock file."""
+
+    resource: str  # GPU uuid or first port
+    owner: str
+    pid: int
+
+
+Chooser = Callable[[frozenset[str]], Choice | Refusal]
+
+
+def runtime_folder() -> Path:
+    """Where locks, logs and cached probes of this host are kept: $RAYLANE_RUNTIME or one folder a user in /tmp."""
+    folder = Path(os.environ.get("RAYLANE_RUNTIME", f"/tmp/raylane-{os.getuid()}"))  # noqa: S108 - one a user, 0700
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in ("gpus", "ports", "logs"):
+            (folder / part).mkdir(exist_ok=True)
+    except OSError as error:
+        raise FailedError(f"runtime folder {folder} cannot be used: {error.strerror}; set RAYLANE_RUNTIME") from error
+    return folder
+
+
+def take_lease(owner: str, gpu_uuids: Iterable[str], choose: Chooser, host: str, folder: Path) -> Lease:
+    """Lease GPUs (by `choose` among the free ones of `gpu_uuids`) and a block of ports for `owner`.
+
+    Raises FailedError with the reason when there is no good choice or no free port block.
+    """
+    fds: list[int] = []
+    try:
+        with _one_at_a_time(folder):
+            free = {uuid: fd for uuid in gpu_uuids if (fd := _try_lock(folder / "gpus" / uuid)) is not None}
+            fds += free.values()
+            choice = choose(frozenset(free))
+            if isinstance(choice, Refusal):
+                raise FailedError(f"no GPUs for {owner}: {choice.reason}")
+            kept = [free[uuid] for uuid in choice.uuids]
+            ports, port_fd = _lease_ports(folder, host)
+            fds.append(port_fd)
+            kept.append(port_fd)
+            for fd in kept:
+                _sign(fd, owner)
+    except BaseException:
+        _close(fds)
+        raise
+    _close(fd for fd in fds if fd not in kept)
+    return Lease(ports, tuple(kept), choice)
+
+
+def holders(folder: Path, part: str = "gpus") -> list[Holder]:
+    """The held locks of this host ('gpus' or 'ports') and who holds them."""
+    found = []
+    for path in sorted((folder / part).iterdir()):
+        fd = _try_lock(path)
+        if fd is not None:
+            os.close(fd)
+            continue
+        with suppress(OSError, ValueError):
+            signed = json.loads(path.read_text())
+            found.append(Holder(path.name, signed["owner"], signed["pid"]))
+    return found
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    with (folder / "choosing.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _try_lock(path: Path) -> int | None:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _sign(fd: int, owner: str) -> None:
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps({"owner": owner, "pid": os.getpid()}).encode(), 0)
+
+
+def _lease_ports(folder: Path, host: str) -> tuple[range, int]:
+    for first in PORT_BLOCKS:
+        fd = _try_lock(folder / "ports" / str(first))
+        if fd is None:
+            continue
+        if _bindable(host, first):
+            return range(first, first + PORT_BLOCK), fd
+        os.close(fd)
+    raise FailedError(f"no free block of {PORT_BLOCK} ports between {PORT_BLOCKS.start} and {PORT_BLOCKS.stop}")
+
+
+def _bindable(host: str, port: int) -> bool:
+    """False when a program that takes no leases sits on the port."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,66 @@
+"""The price book: what an hour of a GPU costs, who says so and when. Shipped prices, and files of the user's own."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import AfterValidator, NonNegativeFloat, model_validator
+
+from raylane.cluster.errors import UsageError
+from raylane.cluster.strict import StrictModel
+
+_DATE = re.compile(r"^\d{4}(-\d{2}(-\d{2})?)?$")
+
+
+def _date(text: str) -> str:
+    if not _DATE.match(text):
+        raise ValueError("must be YYYY, YYYY-MM or YYYY-MM-DD")
+    return text
+
+
+class Price(StrictModel):
+    """One price with where it comes from."""
+
+    gpu: str
+    provider: str
+    usd_per_gpu_hour: NonNegativeFloat
+    source: str
+    as_of: Annotated[str, AfterValidator(_date)] | None
+    """YYYY, YYYY-MM or YYYY-MM-DD; null when the source carries no date."""
+    verified: bool = False
+    """Read from the provider's own dated price list."""
+
+    @model_validator(mode="after")
+    def _dated(self) -> Self:
+        if self.verified and self.as_of is None:
+            raise ValueError("a verified price needs as_of")
+        return self
+
+    @property
+    def label(self) -> str:
+        """For tables: who, when, and whether it was checked. `source` says the rest."""
+        return f"{self.provider}, {self.as_of or 'undated'}{'' if self.verified else ', unverified'}"
+
+
+class PriceBook(StrictModel):
+    """Prices by key."""
+
+    prices: dict[str, Price]
+
+    def get(self, key: str) -> Price:
+        """The price of a key. Raises UsageError with the keys there are."""
+        if key not in self.prices:
+            raise UsageError(f"price {key}: is not in the price book; it has {', '.join(sorted(self.prices))}")
+        return self.prices[key]
+
+    def with_file(self, path: Path) -> "PriceBook":
+        """This book with the entries of a user's file added; an entry of the same key takes the place of ours."""
+        return PriceBook(prices=self.prices | PriceBook.from_yaml(path).prices)
+
+
+def shipped_prices() -> PriceBook:
+    """The prices that come with raylane."""
+    text = files("raylane.cost").joinpath("prices.yaml").read_text(encoding="utf-8")
+    return PriceBook.from_data(yaml.safe_load(text), "prices.yaml")

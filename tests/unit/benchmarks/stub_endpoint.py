@@ -1,0 +1,85 @@
+"""An OpenAI-like endpoint inside the test's own event loop, with replies that can be torn, cut or refused."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+
+def content_event(text: str, finish: str | None = None) -> bytes:
+    """One completions event."""
+    return f"data: {json.dumps({'choices': [{'index': 0, 'text': text, 'finish_reason': finish}]})}\n\n".encode()
+
+
+def chat_event(text: str | None, finish: str | None = None) -> bytes:
+    """One chat event; text None is the opening event that carries only a role."""
+    delta = {"role": "assistant", "content": ""} if text is None else {"content": text}
+    return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta, 'finish_reason': finish}]})}\n\n".encode()
+
+
+def usage_event(prompt: int, completion: int) -> bytes:
+    """The last event that stream_options.include_usage asks for."""
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+    return f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n".encode()
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass
+class StubEndpoint:
+    """Answers completions and chat. `first_s` and `each_s` are the delays it makes; `seen` holds the request bodies."""
+
+    first_s: float = 0.0
+    each_s: float = 0.0
+    unknown_models: tuple[str, ...] = ("missing",)
+    cut_models: tuple[str, ...] = ("cut",)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.seen.append(body)
+        self.keys.append(request.headers.get("Authorization"))
+        if body["model"] in self.unknown_models:
+            return web.json_response({"error": {"message": f"no model {body['model']}"}}, status=404)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"} | self.headers)
+        await response.prepare(request)
+        await self._stream(response, body)
+        return response
+
+    async def _stream(self, response: web.StreamResponse, body: dict[str, Any]) -> None:
+        tokens = body["max_tokens"]
+        event = chat_event if "messages" in body else content_event
+        prompt = body.get("prompt") or body["messages"][0]["content"].split()
+        await asyncio.sleep(self.first_s)
+        for index in range(tokens):
+            if index and self.each_s:
+                await asyncio.sleep(self.each_s)
+            if body["model"] in self.cut_models and index == 2:
+                await response.write(b'data: {"error": {"message": "engine died", "code": 500}}\n\n')
+                return
+            await response.write(event("x", "length" if index == tokens - 1 else None))
+        await response.write(usage_event(len(prompt), tokens) + DONE)
+
+
+@asynccontextmanager
+async def serving(stub: StubEndpoint) -> AsyncIterator[str]:
+    """The stub's base URL, on a free port that the server itself chose."""
+    app = web.Application()
+    app.router.add_post("/v1/completions", stub.answer)
+    app.router.add_post("/v1/chat/completions", stub.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,130 @@
+"""What `raylane topology` and the placement part of `raylane plan` print."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from raylane.cli.plan_placement import placement, placement_data, placement_view
+from raylane.cli.topology import host_view, topology
+from raylane.cluster.errors import UsageError
+from raylane.cluster.hosts import Host, LinkMeasurement, Verdict
+from raylane.cluster.planner import Want
+from raylane.cluster.recording import load_recording
+
+Build = Callable[..., Host]
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "topology"
+NAMES = [path.stem for path in sorted(FIXTURES.glob("*.json"))]
+
+app = typer.Typer()
+app.command()(topology)
+
+
+def shown(*parts: object) -> str:
+    console = Console(width=120)
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    return capture.get()
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recording_is_shown_with_every_gpu(name: str) -> None:
+    output = run("--from", str(FIXTURES / f"{name}.json"))
+    for host in load_recording(FIXTURES / f"{name}.json"):
+        assert host.name in output
+        assert all(gpu.uuid in output for gpu in host.gpus)
+
+
+def test_domains_are_drawn_from_the_labels() -> None:
+    output = run("--from", str(FIXTURES / "l40s-x12-three-hosts.json"))
+    assert output.count("GPU 0 + GPU 1: NODE, 32 MiB all-reduce about 2.1 ms (by label)") == 3
+
+
+def test_json_carries_the_recording_and_the_domains() -> None:
+    data = json.loads(run("--from", str(FIXTURES / "l40s-x8-plx.json"), "--json"))
+    host = data["hosts"][0]
+    assert host["matrix"][0] == "X PIX PXB PXB SYS SYS SYS SYS"
+    assert [len(domain["gpus"]) for domain in host["domains"]] == [2, 2, 2, 2]
+    assert host["domains"][0]["level"] == "PIX"
+
+
+def test_a_recording_can_be_written_again(tmp_path: Path) -> None:
+    source = FIXTURES / "h200-x4-nvlink.json"
+    run("--from", str(source), "--record", str(tmp_path / "copy.json"))
+    assert load_recording(tmp_path / "copy.json") == load_recording(source)
+
+
+def test_a_recording_cannot_be_probed() -> None:
+    with pytest.raises(UsageError, match="--probe measures this host"):
+        CliRunner().invoke(app, ["--probe", "--from", "x.json"], catch_exceptions=False)
+
+
+def test_this_machine_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(tmp_path))
+    assert "driver" in run()
+
+
+def test_measurements_problems_and_broken_pairs_are_shown(build: Build) -> None:
+    host = build(3, times_ms={(0, 1): 2.0}, broken=frozenset({(0, 2)}))
+    slow = LinkMeasurement(Verdict.OK, "with peer access it hangs", peer_access=False, allreduce_32mb_s=0.004)
+    host = replace(host, links=(*host.links[:2], replace(host.links[2], measured=slow)), problems=("GPU 3 is lost",))
+    text = shown(host_view(host))
+    for words in (
+        "2,000 us",
+        "ok, no peer access: with peer access it hangs",
+        "0 and 2 must not be used together: broken: hangs",
+        "! GPU 3 is lost",
+        "(measured)",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize(
+    ("name", "hosts_drawn"),
+    [
+        pytest.param("l40s-x12-three-hosts", ["l40s-1  [", "l40s-2  [", "l40s-3  ["], id="three hosts"),
+        pytest.param("l40s-x12-six-switch-pairs", ["l40s-box  ["], id="one box"),
+    ],
+)
+def test_the_mixed_plan_is_drawn(name: str, hosts_drawn: list[str]) -> None:
+    hosts = load_recording(FIXTURES / f"{name}.json")
+    found = placement(hosts, [Want("llama-8b", 1, 4, 4), Want("llama-70b", 2, 4, 4)])
+    text = shown(*placement_view(hosts, found))
+    assert "fits; 12 GPUs used, 0 free; every group on its best link" in text
+    domains_drawn = ["[B1=B1]", "[B2=B2]", "[B3=B3]", "[B4=B4]", "[A1 A2]", "[A3 A4]"]
+    assert all(words in text for words in [*hosts_drawn, *domains_drawn])
+    assert placement_data(found)["second_best"] == 0
+    assert json.loads(json.dumps(placement_data(found)))["fits"] is True
+
+
+def test_stranded_and_free_gpus_are_told_apart(build: Build) -> None:
+    hosts = [build(3, name="odd"), build(2, name="even")]
+    found = placement(hosts, [Want("m", 2, 1, 1)])
+    text = shown(*placement_view(hosts, found))
+    assert "2 GPUs used, 3 free" in text
+    assert "odd   [A1=A1] [x]" in text
+    assert "even  [- -]" in text
+    assert "stranded: odd odd-2: 0 free GPUs beside it" in text
+
+
+def test_many_hosts_are_not_all_drawn(build: Build) -> None:
+    hosts = [build(1, name=f"h{i}") for i in range(100)]
+    assert "and 76 more hosts" in shown(*placement_view(hosts, placement(hosts, [Want("m", 1, 1, 1)])))
+
+
+def test_a_size_that_no_host_can_hold_is_wrong_use() -> None:
+    hosts = load_recording(FIXTURES / "l40s-x12-three-hosts.json")
+    with pytest.raises(UsageError, match=r"big: tensor_parallel 8 fits on none of 3 hosts \(the largest has 4 GPUs\)"):
+        placement(hosts, [Want("big", 8, 1, 1)])

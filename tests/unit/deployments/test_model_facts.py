@@ -1,0 +1,160 @@
+"""Parameter counts from config.json against the published ones."""
+
+from typing import Any
+
+import pytest
+
+from raylane.cluster.errors import UsageError
+from raylane.deployments.model_facts import checkpoint_quantization, model_facts
+
+
+def shape(
+    kind: str, hidden: int, inner: int, layers: int, heads: int, kv: int, vocab: int, **more: Any
+) -> dict[str, Any]:
+    return {
+        "model_type": kind,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": vocab,
+        "tie_word_embeddings": False,
+        **more,
+    }
+
+
+def compressed(bits: int, kind: str) -> dict[str, Any]:
+    return {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": bits, "type": kind}}}}
+
+
+TIED = {"tie_word_embeddings": True}
+MIXTRAL = shape("mixtral", 4096, 14336, 32, 32, 8, 32000, num_local_experts=8, num_experts_per_tok=2)
+QWEN3_MOE = shape(
+    "qwen3_moe", 2048, 6144, 48, 32, 4, 151936, head_dim=128, num_experts=128, num_experts_per_tok=8,
+    moe_intermediate_size=768, decoder_sparse_step=1, mlp_only_layers=[],
+)  # fmt: skip
+QWEN15_MOE = shape(
+    "qwen2_moe", 2048, 5632, 24, 16, 16, 151936, num_experts=60, num_experts_per_tok=4, moe_intermediate_size=1408,
+    shared_expert_intermediate_size=5632, decoder_sparse_step=1,
+)  # fmt: skip
+GEMMA_2B = shape("gemma", 2048, 16384, 18, 8, 1, 256000, head_dim=256, tie_word_embeddings=True)
+GEMMA3_1B = shape("gemma3_text", 1152, 6912, 26, 4, 1, 262144, head_dim=256, sliding_window=512, **TIED)
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [
+        pytest.param(shape("llama", 4096, 11008, 32, 32, 32, 32000), 6_738_415_616, id="Llama-2-7B"),
+        pytest.param(shape("llama", 5120, 13824, 40, 40, 40, 32000), 13_015_864_320, id="Llama-2-13B"),
+        pytest.param(shape("llama", 4096, 14336, 32, 32, 8, 128256), 8_030_261_248, id="Llama-3-8B"),
+        pytest.param(shape("llama", 8192, 28672, 80, 64, 8, 128256), 70_553_706_496, id="Llama-3-70B"),
+        pytest.param(shape("llama", 16384, 53248, 126, 128, 8, 128256), 405_853_388_800, id="Llama-3.1-405B"),
+        pytest.param(shape("llama", 2048, 8192, 16, 32, 8, 128256, **TIED), 1_235_814_400, id="Llama-3.2-1B, tied"),
+        pytest.param(shape("llama", 8192, 22016, 48, 64, 8, 32000), 33_743_970_304, id="CodeLlama-34B"),
+        pytest.param(shape("llama", 7168, 20480, 60, 56, 8, 64000), 34_388_917_248, id="Yi-34B"),
+        pytest.param(shape("mistral", 4096, 14336, 32, 32, 8, 32000), 7_241_732_096, id="Mistral-7B"),
+        pytest.param(MIXTRAL, 46_702_792_704, id="Mixtral-8x7B"),
+        pytest.param(shape("phi3", 3072, 8192, 32, 32, 32, 32064), 3_821_079_552, id="Phi-3-mini"),
+        pytest.param(shape("qwen2", 896, 4864, 24, 14, 2, 151936, **TIED), 494_032_768, id="Qwen2.5-0.5B"),
+        pytest.param(shape("qwen2", 1536, 8960, 28, 12, 2, 151936, **TIED), 1_543_714_304, id="Qwen2.5-1.5B"),
+        pytest.param(shape("qwen2", 2048, 11008, 36, 16, 2, 151936, **TIED), 3_085_938_688, id="Qwen2.5-3B"),
+        pytest.param(shape("qwen2", 3584, 18944, 28, 28, 4, 152064), 7_615_616_512, id="Qwen2.5-7B"),
+        pytest.param(shape("qwen2", 5120, 13824, 48, 40, 8, 152064), 14_770_033_664, id="Qwen2.5-14B"),
+        pytest.param(shape("qwen2", 5120, 27648, 64, 40, 8, 152064), 32_763_876_352, id="Qwen2.5-32B"),
+        pytest.param(shape("qwen2", 8192, 29568, 80, 64, 8, 152064), 72_706_203_648, id="Qwen2.5-72B"),
+        pytest.param(shape("qwen3", 4096, 12288, 36, 32, 8, 151936, head_dim=128), 8_190_735_360, id="Qwen3-8B"),
+        pytest.param(shape("qwen3", 5120, 17408, 40, 40, 8, 151936, head_dim=128), 14_768_307_200, id="Qwen3-14B"),
+        pytest.param(QWEN3_MOE, 30_532_122_624, id="Qwen3-30B-A3B"),
+        pytest.param(QWEN15_MOE, 14_315_784_192, id="Qwen1.5-MoE-A2.7B, with a shared expert"),
+        pytest.param(GEMMA_2B, 2_506_172_416, id="Gemma-2B"),
+        pytest.param(
+            shape("gemma", 3072, 24576, 28, 16, 16, 256000, head_dim=256, **TIED), 8_537_680_896, id="Gemma-7B"
+        ),
+        pytest.param(
+            shape("gemma2", 3584, 14336, 42, 16, 8, 256000, head_dim=256, **TIED), 9_241_705_984, id="Gemma-2-9B"
+        ),
+        pytest.param(GEMMA3_1B, 999_885_952, id="Gemma-3-1B"),
+    ],
+)
+def test_counts_equal_the_published_ones(config: dict[str, Any], parameters: int) -> None:
+    assert model_facts(config).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("config", "active_billion"),
+    [
+        pytest.param(MIXTRAL, 12.88, id="Mixtral uses 2 of 8 experts"),
+        pytest.param(QWEN3_MOE, 3.35, id="Qwen3-30B-A3B uses 8 of 128"),
+        pytest.param(QWEN15_MOE, 2.69, id="Qwen1.5-MoE uses 4 of 60 and the shared one"),
+        pytest.param(GEMMA_2B, 2.51, id="a dense model is all active"),
+    ],
+)
+def test_active_parameters(config: dict[str, Any], active_billion: float) -> None:
+    assert model_facts(config).active_parameters == pytest.approx(active_billion * 1e9, rel=0.003)
+
+
+def test_parts_of_llama_3_8b() -> None:
+    facts = model_facts(shape("llama", 4096, 14336, 32, 32, 8, 128256, max_position_embeddings=8192))
+    assert facts.input_embedding_parameters == facts.head_parameters == 525_336_576
+    assert facts.linear_parameters == facts.active_linear_parameters == 6_979_321_856
+    assert (facts.layers, facts.kv_heads, facts.head_dim, facts.vocab_size) == (32, 8, 128, 128256)
+    assert (facts.experts, facts.expert_parameters, facts.notes) == (1, 0, ())
+
+
+def test_a_head_dimension_of_its_own_counts() -> None:
+    assert model_facts(GEMMA_2B).head_dim == 256
+    assert model_facts(MIXTRAL).head_dim == 128
+
+
+def test_a_multimodal_config_counts_the_language_part_and_says_so() -> None:
+    nested = {"model_type": "gemma3", "text_config": GEMMA3_1B, "vision_config": {"hidden_size": 1152}}
+    facts = model_facts(nested)
+    assert facts.parameters == 999_885_952
+    assert "vision tower" in facts.notes[0]
+    assert "sliding window of 512" in facts.notes[1]
+
+
+def test_qwen_without_its_window_in_use_has_no_note() -> None:
+    config = shape("qwen2", 896, 4864, 24, 14, 2, 151936, sliding_window=32768, use_sliding_window=False)
+    assert model_facts(config).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("declared", "expected"),
+    [
+        pytest.param(None, None, id="plain weights"),
+        pytest.param({"quant_method": "awq", "bits": 4, "group_size": 128}, "awq", id="AWQ"),
+        pytest.param({"quant_method": "gptq", "bits": 8}, "int8", id="GPTQ with 8 bits"),
+        pytest.param({"quant_method": "fp8"}, "fp8", id="FP8"),
+        pytest.param(
+            compressed(8, "int"),
+            "int8",
+            id="compressed tensors, 8-bit integers",
+        ),
+        pytest.param(
+            compressed(8, "float"),
+            "fp8",
+            id="compressed tensors, FP8",
+        ),
+        pytest.param(
+            compressed(4, "int"),
+            "int4",
+            id="compressed tensors, 4 bits",
+        ),
+    ],
+)
+def test_quantization_declared_by_the_checkpoint(declared: dict[str, Any] | None, expected: str | None) -> None:
+    assert checkpoint_quantization({"quantization_config": declared}) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        pytest.param({"model_type": "deepseek_v3"}, "deepseek_v3.*known.*llama", id="an architecture not counted here"),
+        pytest.param({"model_type": "llama", "hidden_size": 1}, "num_attention_heads", id="a missing key"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=rf"my\.json: .*{message}"):
+        model_facts(config, "my.json")
