@@ -71,7 +71,7 @@ def _requests(out_dir: Path) -> dict[str, Any]:
     """How the client's requests ended: how many failed, and how many of those had streamed nothing yet."""
     run = load_run(max((out_dir / "0").iterdir()))
     failed = run.requests[run.requests["error"].notna()]
-    nothing_yet = failed[failed["content_times_s"].map(len) == 0]
+    nothing_yet = failed[failed["t_first_s"].isna()]
     return {
         "sent": len(run.requests),
         "failed": len(failed),

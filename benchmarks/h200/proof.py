@@ -28,6 +28,7 @@ use_a_token()
 
 import ray  # noqa: E402 - the token comes first
 
+from raylane.benchmarks.environment import describe_environment  # noqa: E402
 from raylane.benchmarks.h200 import configs  # noqa: E402
 from raylane.benchmarks.h200.fault import kill_under_load  # noqa: E402
 from raylane.benchmarks.h200.load import run_many, run_one  # noqa: E402
@@ -84,17 +85,18 @@ class Proof:
 
 
 def hardware(proof: Proof) -> None:
-    from raylane.cluster.nvml import read_host
-    from raylane.cluster.recording import save_recording
-
-    save_recording(proof.out / "topology.json", [read_host()], "Read through NVML on this host.")
+    began_s = time.monotonic()
+    command = (sys.executable, "-m", "raylane.cli.main", "topology", "--record", str(proof.out / "topology.json"))
+    shown = run_text(*command, *(() if proof.tiny else ("--probe",)))
+    (proof.out / "topology.txt").write_text(shown.stdout + shown.stderr)
+    print(f"topology: status {shown.returncode}, {time.monotonic() - began_s:.0f} s\n{shown.stdout}{shown.stderr}")
     copies = run_text(sys.executable, "-m", "raylane.benchmarks.h200.copies")
     (proof.out / "nvidia-smi.txt").write_text(run_text("nvidia-smi").stdout)
     proof.write("hardware", json.loads(copies.stdout) if copies.returncode == 0 else {"failed": copies.stderr[-2000:]})
 
 
 def run_text(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=180)
 
 
 def overhead(proof: Proof) -> None:
@@ -103,8 +105,8 @@ def overhead(proof: Proof) -> None:
     ways = (Way("bare", engine.url or "", engine.api_key), Way("raylane", URL))
     loads = (
         Load(1, 512, 64 if proof.tiny else 256, requests=20, warmup_requests=3),
-        Load(32, 512, 64 if proof.tiny else 256, duration_s=proof.window_s(12), warmup_requests=32),
-        Load(256, 512, 64 if proof.tiny else 256, duration_s=proof.window_s(15), warmup_requests=256),
+        Load(32, 512, 64 if proof.tiny else 256, duration_s=proof.window_s(9), warmup_requests=32),
+        Load(256, 512, 64 if proof.tiny else 256, duration_s=proof.window_s(12), warmup_requests=256),
     )
     result: dict[str, Any] = {"ready_s": ready_s, "loads": []}
     for load in loads:
@@ -219,6 +221,8 @@ def main() -> None:
     with local_ray(cpus=16, gpus=chosen.gpus) as context:
         print(f"ray {ray.__version__}", flush=True)
         proof = Proof(chosen.out, chosen.tiny, ServeApi(dashboard_url(context)), frozenset(chosen.parts))
+        environment = describe_environment({"ray": ray.__version__, "models": "random weights (load_format dummy)"})
+        proof.write("environment", environment)
         minutes = {}
         for name in chosen.parts:
             if name == "fault" and "scaling" in chosen.parts:

@@ -96,6 +96,9 @@ class Relay:
             self._open[endpoint.replica_id] = picked.open_requests + 1
             try:
                 upstream, head = await self._ask(endpoint, request, body)
+                if head.status >= 500 and not tried and self._another(model, endpoint):
+                    upstream.abort()  # a dying engine says so itself; with no other to ask its answer is passed on
+                    raise UpstreamError(f"status {head.status}")
                 self._metrics.first_byte(model, time.monotonic() - began_s)
                 return await self._pass_on(request, endpoint, upstream, head)
             except UpstreamError as error:
@@ -118,6 +121,9 @@ class Relay:
     def _pick(self, model: str, tried: frozenset[str]) -> Pick | NoPick:
         self._turn += 1
         return pick_replica(model, self._table.models, self._table.endpoints, self._open, tried, self._turn)
+
+    def _another(self, model: str, than: Endpoint) -> bool:
+        return isinstance(self._pick(model, frozenset({than.replica_id})), Pick)
 
     def _close_one(self, replica_id: str) -> None:
         left = self._open[replica_id] - 1

@@ -1,0 +1,119 @@
+"""Printing of sizing: does it fit, how fast can it be, TP against PP, and the quantization guide."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from raylane.deployments.fit import Fits, Refusal
+from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.parallelism import Comparison
+from raylane.deployments.roofline import Ceiling
+from raylane.deployments.suggest import Guide
+
+COMPUTED = "computed from data sheets; bounds, not measurements"
+
+
+def print_fit(console: Console, model: str, facts: ModelFacts, found: Fits | Refusal) -> None:
+    """One model's memory, or why it cannot start and what would."""
+    size = f"{model}: {facts.parameters / 1e9:.2f} B parameters"
+    if isinstance(found, Refusal):
+        console.print(f"[bold red]{size} does not fit[/]: {found.reason}", highlight=False)
+        for item in found.nearest:
+            console.print(f"  fits with {item.change}: {item.fits.kv_tokens:,} KV tokens", highlight=False)
+        return
+    for note in facts.notes:
+        console.print(f"  note: {note}", highlight=False)
+    console.print(
+        f"{size} on {found.settings.gpus}x {found.gpu.name}: weights {found.weight_bytes / 1e9:.1f} GB, workspace "
+        f"{found.workspace_bytes / 1e9:.1f} GB, KV cache {found.kv_bytes / 1e9:.1f} GB per GPU; "
+        f"[bold]{found.kv_tokens:,}[/] tokens of context",
+        highlight=False,
+    )
+
+
+def print_ceilings(console: Console, model: str, ceilings: list[Ceiling]) -> None:
+    """The most a replica can do at several batch sizes."""
+    table = Table(title=f"{model}: ceilings of one replica ({COMPUTED})", title_justify="left")
+    for name in ("batch", "in / out", "ms per token", "prompt ms", "output tok/s", "requests/s", "tok/J"):
+        table.add_column(name, justify="right")
+    for item in ceilings:
+        per_joule = item.output_tokens_per_joule
+        table.add_row(
+            str(item.batch),
+            f"{item.input_tokens} / {item.output_tokens}",
+            f"{item.decode_step_s * 1e3:.1f}",
+            f"{item.prefill_s * 1e3:.1f}",
+            f"{item.output_tokens_per_s:,.0f}",
+            f"{item.requests_per_s:.2f}",
+            "" if per_joule is None else f"{per_joule:.2f}",
+        )
+    console.print(table)
+
+
+def print_parallelism(console: Console, model: str, found: Comparison) -> None:
+    """Tensor against pipeline parallelism over the same GPUs."""
+    table = Table(title=f"{model}: ways to split ({COMPUTED})", title_justify="left")
+    for name in ("split", "KV tokens", "batch", "ms per token", "prompt ms", "output tok/s"):
+        table.add_column(name, justify="right")
+    for split in found.splits:
+        top = split.ceiling
+        if top is None or isinstance(split.fit, Refusal):
+            reason = split.fit.reason if isinstance(split.fit, Refusal) else ""
+            table.add_row(split.name, reason, "", "", "", "")
+            continue
+        cells = (f"{top.decode_step_s * 1e3:.1f}", f"{top.prefill_s * 1e3:.0f}", f"{top.output_tokens_per_s:,.0f}")
+        table.add_row(split.name, f"{split.fit.kv_tokens:,}", str(top.batch), *cells)
+    console.print(table)
+    console.print(found.reason, highlight=False)
+
+
+def print_guide(console: Console, model: str, gpu: str, guide: Guide) -> None:
+    """The quantization guide as a table, the suggestion below it."""
+    table = Table(title=f"{model} on {gpu}, context {guide.max_model_len:,} ({COMPUTED})", title_justify="left")
+    for name in ("weights", "GPUs", "GB per GPU", "KV tokens", "full contexts", "tok/s at most", "note"):
+        table.add_column(name, justify="left" if name in {"weights", "note"} else "right")
+    for option in guide.options:
+        name = "16-bit" if option.format == "none" else option.format
+        if isinstance(option.fit, Refusal) or option.ceiling is None:
+            table.add_row(name, str(option.gpus), "", "", "", "", f"no: {getattr(option.fit, 'limit', '')}")
+            continue
+        size, tokens = f"{option.fit.weight_bytes / 1e9:.1f}", f"{option.fit.kv_tokens:,}"
+        note = "suggested" if option is guide.best else ""
+        rate = f"{option.ceiling.output_tokens_per_s:,.0f} (batch {option.ceiling.batch})"
+        table.add_row(name, str(option.gpus), size, tokens, str(option.sequences), rate, note)
+    console.print(table)
+    console.print(guide.reason, highlight=False)
+
+
+def fit_json(found: Fits | Refusal) -> Mapping[str, Any]:
+    """The same as plain data for --json."""
+    if isinstance(found, Refusal):
+        nearest = [{"change": item.change, "kv_tokens": item.fits.kv_tokens} for item in found.nearest]
+        return {"fits": False, "reason": found.reason, "limit": found.limit.value, "nearest": nearest}
+    return {
+        "fits": True,
+        "gpu": found.gpu.name,
+        "gpus": found.settings.gpus,
+        "weight_bytes_per_gpu": round(found.weight_bytes),
+        "workspace_bytes_per_gpu": round(found.workspace_bytes),
+        "kv_bytes_per_gpu": round(found.kv_bytes),
+        "kv_tokens": found.kv_tokens,
+    }
+
+
+def guide_json(guide: Guide) -> Mapping[str, Any]:
+    """The quantization guide as plain data."""
+    options = [
+        {
+            "format": option.format,
+            "gpus": option.gpus,
+            "full_contexts": option.sequences,
+            "output_tokens_per_s_ceiling": None if option.ceiling is None else option.ceiling.output_tokens_per_s,
+            **fit_json(option.fit),
+        }
+        for option in guide.options
+    ]
+    best = None if guide.best is None else {"format": guide.best.format, "gpus": guide.best.gpus}
+    return {"max_model_len": guide.max_model_len, "options": options, "best": best, "reason": guide.reason}

@@ -1,0 +1,59 @@
+"""From a model, a GPU and engine settings to the engine the simulator runs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raylane.cluster.catalog import Accelerator
+from raylane.cluster.errors import UsageError
+from raylane.deployments.builtin import PREFIX, builtin_config
+from raylane.deployments.fit import EngineSettings, Fits, fit
+from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.roofline import Link, assumed_link
+from raylane.deployments.simulator.replica import EngineModel
+from raylane.deployments.simulator.request import Limits
+from raylane.deployments.simulator.step_model import StepConstants, step_model
+
+
+def read_model_config(source: str) -> Mapping[str, Any]:
+    """The config.json of a builtin, a folder or a file. Hub names are not looked up: pass their config.json."""
+    if source.startswith(PREFIX):
+        return builtin_config(source)
+    path = Path(source)
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{source}: no readable config.json there: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{file}: a config.json holds an object, not {type(found).__name__}")
+    return found
+
+
+def build_engine(
+    facts: ModelFacts,
+    gpu: Accelerator,
+    settings: EngineSettings,
+    constants: StepConstants,
+    link: Link | None = None,
+    *,
+    prefix_caching: bool = True,
+    batching_window_s: float = 0.0,
+    slowdown: float = 1.0,
+) -> EngineModel:
+    """The simulated engine. UsageError with the reason and the nearest settings when the model does not fit."""
+    found = fit(facts, gpu, settings)
+    if not isinstance(found, Fits):
+        nearest = "; ".join(item.change for item in found.nearest) or "none"
+        raise UsageError(f"does not fit on {gpu.name}: {found.reason}. Nearest that fits: {nearest}")
+    full = found.settings
+    limits = Limits(
+        kv_tokens=found.kv_tokens,
+        max_num_seqs=full.max_num_seqs or 1,
+        max_num_batched_tokens=full.max_num_batched_tokens or 1,
+        max_model_len=full.max_model_len or found.kv_tokens,
+        prefix_caching=prefix_caching,
+    )
+    steps = step_model(facts, gpu, full, constants, link or assumed_link(gpu), slowdown=slowdown)
+    return EngineModel(limits, steps, batching_window_s)
