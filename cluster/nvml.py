@@ -47,6 +47,8 @@ PEER_STATUS = {
     pynvml.NVML_P2P_STATUS_NOT_SUPPORTED: PeerStatus.NOT_SUPPORTED,
 }
 
+P2P_READ, P2P_WRITE = 0, 1  # nvmlGpuP2PCapsIndex_t; some releases of pynvml define them as tuples by mistake
+
 
 class GpuGoneError(Exception):
     """A GPU stopped answering while it was read; the message is NVML's."""
@@ -177,8 +179,8 @@ class Reader:
             b=b[0].uuid,
             level=LinkLevel.NVLINK if count else level,
             nvlink_count=count,
-            p2p_read=self.peer_status(a[1], b[1], pynvml.NVML_P2P_CAPS_INDEX_READ),
-            p2p_write=self.peer_status(a[1], b[1], pynvml.NVML_P2P_CAPS_INDEX_WRITE),
+            p2p_read=self.peer_status(a[1], b[1], P2P_READ),
+            p2p_write=self.peer_status(a[1], b[1], P2P_WRITE),
         )
 
     def peer_status(self, a: Any, b: Any, capability: int) -> PeerStatus | None:

@@ -58,7 +58,7 @@ class Proof:
         """Keep a part's result at once; a later part may fail."""
         text = json.dumps(result, indent=1, default=str)
         (self.out / f"{name}.json").write_text(text)
-        print(f"== {name}\n{text}", flush=True)
+        print(f"== {name} at {time.strftime('%H:%M:%S')}: {text[-300:]}", flush=True)
 
     def window_s(self, seconds: float) -> float:
         return 4.0 if self.tiny else seconds

@@ -1,9 +1,10 @@
 """How many tokens per second one simulator process streams in real time, and how late it is while doing so.
 
-    python benchmarks/perf/simulator_capacity.py [seconds]
+    python benchmarks/perf/simulator_capacity.py [seconds] [speed-up]
 
-Client and server share the machine; the server's own CPU time is what is divided. A raw-socket client reads and counts
-events without parsing them. `replicas` is how many replicas of 4,000 tokens/s one core would carry at that cost.
+A speed-up of 10 shows what one process can hand out at most. Client and server share the machine; the server's own CPU
+time is what is divided. A raw-socket client reads and counts events without parsing them. `replicas` is how many of
+4,000 tokens/s one core would carry at that cost.
 """
 
 import asyncio
@@ -76,8 +77,8 @@ async def measure_all(pid: int, seconds: float) -> None:
         await measure(pid, clients, seconds)
 
 
-def main(seconds: float) -> None:
-    process = subprocess.Popen([sys.executable, *SERVER, *ENGINE], stderr=subprocess.DEVNULL)
+def main(seconds: float, speedup: str) -> None:
+    process = subprocess.Popen([sys.executable, *SERVER, *ENGINE, "--speedup", speedup], stderr=subprocess.DEVNULL)
     try:
         uvloop.run(measure_all(process.pid, seconds))
     finally:
@@ -86,4 +87,4 @@ def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 6.0)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 6.0, sys.argv[2] if len(sys.argv) > 2 else "1")

@@ -163,6 +163,8 @@ class Relay:
                 return response, "cut"
             await response.write_eof()
             return response, str(head.status)
+        except ConnectionResetError:  # the client left; its handler's cancellation is on its way
+            return response, "cancelled"
         finally:
             self._pool.put_back(endpoint.url, upstream)
 

@@ -40,7 +40,7 @@ class Upstream(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._headers: list[tuple[str, str]] = []
-        self._early: list[bytes] = []
+        self._parts: list[bytes] = []  # body bytes that the sink has not had yet
         self._sink: Callable[[bytes], None] | None = None
         self.head: asyncio.Future[Head] | None = None
         self.done: asyncio.Future[None] | None = None
@@ -57,7 +57,7 @@ class Upstream(asyncio.Protocol):
         self.head, self.done = loop.create_future(), loop.create_future()
         self.done.add_done_callback(_retrieve)
         self._parser = httptools.HttpResponseParser(self)
-        self._headers, self._early, self._sink, self.reusable = [], [], None, False
+        self._headers, self._parts, self._sink, self.reusable = [], [], None, False
         length = b"content-length: %d\r\n" % len(body)
         self._transport.write(method + b" " + path + b" HTTP/1.1\r\n" + headers + length + b"\r\n" + body)
         return self.head
@@ -66,9 +66,7 @@ class Upstream(asyncio.Protocol):
         """Hand the body to `sink`, from its beginning; resolves when it is complete."""
         assert self.done is not None  # noqa: S101 - after send()
         self._sink = sink
-        for data in self._early:
-            sink(data)
-        self._early = []
+        self._hand_on()
         return self.done
 
     def pause(self) -> None:
@@ -104,6 +102,13 @@ class Upstream(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._fail(f"not HTTP: {error}")
             self.abort()
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give the sink what has come, in one piece: a read often brings many chunks, and each write is a system call."""
+        if self._sink is not None and self._parts:
+            self._sink(b"".join(self._parts) if len(self._parts) > 1 else self._parts[0])
+            self._parts.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.reusable = False
@@ -125,11 +130,8 @@ class Upstream(asyncio.Protocol):
             self.head.set_result(Head(self._parser.get_status_code(), tuple(self._headers)))
 
     def on_body(self, data: bytes) -> None:
-        if self._sink is not None:
-            self._sink(data)
-            return
         self._begin()
-        self._early.append(data)
+        self._parts.append(data)
 
     def on_message_complete(self) -> None:
         assert self._parser is not None and self.done is not None  # noqa: S101, PT018

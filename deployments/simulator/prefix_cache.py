@@ -15,10 +15,6 @@ class PrefixCache:
         self.idle: OrderedDict[int, None] = OrderedDict()  # the next to be evicted first
         self.overcount = 0
 
-    @property
-    def idle_blocks(self) -> int:
-        return len(self.idle)
-
     def leading_hits(self, hashes: Sequence[int]) -> int:
         """How many blocks from the start are cached."""
         for i, block in enumerate(hashes):

@@ -148,6 +148,8 @@ class Replica:
         lost += [request for _, request in self._inbox]
         self._inbox.clear()
         self._scheduler = Scheduler(self._engine.limits)
+        if self._in_flight:
+            self._busy_s += self._now_s - self._clock_s
         self._in_flight = False
         self._clock_s = self._now_s
         return lost

@@ -100,7 +100,7 @@ def test_the_fit_finds_constants_that_made_the_rows() -> None:
             output_tokens_per_s=1,
             source="made here",
         )
-        made = {item.metric: item.simulated for item in compare_rows([row], truth)}
+        made: dict[str, float] = {item.metric: item.simulated for item in compare_rows([row], truth)}
         rows.append(row.model_copy(update=made))
     found = calibrate(rows)
     assert found.constants.bandwidth_share == pytest.approx(0.75, rel=0.02)

@@ -240,7 +240,7 @@ def test_the_cache_evicts_the_longest_unused_and_the_end_of_prompts_first() -> N
     assert cache.overcount == 2
     cache.release([1, 2, 3])
     cache.release([1, 2])
-    assert (cache.overcount, cache.idle_blocks) == (0, 3)
+    assert (cache.overcount, len(cache.idle)) == (0, 3)
     cache.shrink_to(2)
     assert cache.leading_hits([1, 2, 3]) == 2
     cache.shrink_to(1)

@@ -1,0 +1,317 @@
+"""This host's part of the Ray cluster: start it, know whether it runs, and stop it without touching any other Ray.
+
+Every process of it carries one random mark in its environment, and a file in the host's runtime folder keeps the mark:
+what is stopped is what carries it. `ray stop` would end every Ray of the host by process name.
+"""
+
+import fcntl
+import ipaddress
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raylane.cluster.errors import FailedError, UsageError
+from raylane.cluster.hosts import Host
+from raylane.cluster.processes import end_processes_with, processes_with
+from raylane.cluster.ray_start import MARK, NodeRequest, start_command, start_environment
+
+START_TIMEOUT_S = 180.0
+HEAD_ANSWERS_S = 60.0  # a head may be starting at the same time
+STAGE_S = 20.0  # for each stage of a stop: the raylet with its workers, the other services, the head's store
+POLL_S = 0.1
+TOKEN_BYTES = 32
+OUTPUT_LINES = 15
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """The Ray of this host as `node up` started it."""
+
+    mark: str
+    head: bool
+    head_address: str  # HOST:PORT
+    own_address: str
+    launcher_files: tuple[str, ...] = ()  # what Ray's cluster launcher keeps on its head about the cluster
+
+
+def up(request: NodeRequest, host: Host, folder: Path) -> tuple[NodeState, bool]:
+    """Start this host's Ray; its state, and whether it was started now (False: it was running already).
+
+    A Ray of ours that lost its raylet, or a head that lost its store, is cleared away and started anew. Raises
+    UsageError without a token, FailedError when this host already belongs to another cluster of ours or Ray fails.
+    """
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        shown = os.environ["CUDA_VISIBLE_DEVICES"]
+        raise UsageError(f"CUDA_VISIBLE_DEVICES is set ({shown!r}): raylane hands out all GPUs of the host; unset it")
+    token_file(create=request.head_address is None)
+    with one_at_a_time(folder):
+        before = read_state(folder)
+        if before is not None and works(before):
+            return checked_same(before, request), False
+        if before is not None:
+            end(before)
+        if request.head_address is not None:
+            wait_for_head(request.head_address)
+        return start(request, host, folder), True
+
+
+def wait_for_head(address: str) -> None:
+    """Wait until something listens there: Ray itself would try for minutes. Raises FailedError."""
+    host, _, port = address.rpartition(":")
+    deadline_s = time.monotonic() + HEAD_ANSWERS_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                raise FailedError(f"no Ray head answers at {address}: {error}") from error
+        time.sleep(POLL_S)
+
+
+def checked_same(running: NodeState, request: NodeRequest) -> NodeState:
+    """The running state if it is what is asked for. Raises FailedError naming both otherwise."""
+    same_role = running.head == (request.head_address is None)
+    if same_role and (running.head or resolved(running.head_address) == resolved(request.head_address or "")):
+        return running
+    role = "the head" if running.head else "a worker"
+    wanted = "the head" if request.head_address is None else f"a worker of {request.head_address}"
+    raise FailedError(
+        f"this host already runs Ray as {role} of {running.head_address}, asked for: {wanted}; "
+        "run `raylane node down` first"
+    )
+
+
+def resolved(address: str) -> str:
+    """HOST:PORT with the host as a number, where it resolves."""
+    host, _, port = address.rpartition(":")
+    with suppress(OSError):
+        return f"{socket.gethostbyname(host)}:{port}"
+    return address
+
+
+def start(request: NodeRequest, host: Host, folder: Path) -> NodeState:
+    """Run `ray start` and record what came of it; nothing is left running when it fails."""
+    mark = secrets.token_hex(8)
+    log = folder / "logs" / "node-start.log"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *start_command(request, host)]
+    (folder / "node.json").unlink(missing_ok=True)
+    try:
+        run_to_end(command, start_environment(os.environ, request, mark), log)
+        state = described(request, mark)
+        write_state(state, folder)
+    except BaseException:
+        end_processes_with(MARK, mark, grace_s=0.0)
+        raise
+    return state
+
+
+def run_to_end(command: list[str], environment: dict[str, str], log: Path) -> None:
+    """Run a command that leaves services behind. Raises FailedError with the end of its output.
+
+    The output goes to a file: services may keep a pipe open for as long as they live.
+    """
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # neither Ctrl-C nor the end of an ssh session reaches the services
+        )
+        try:
+            code = process.wait(START_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise FailedError(f"Ray did not start within {START_TIMEOUT_S:.0f} s:\n{tail(log)}") from None
+    if code != 0:
+        raise FailedError(f"Ray did not start (exit status {code}):\n{tail(log)}")
+
+
+def tail(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return "\n".join([*lines[-OUTPUT_LINES:], f"(all of it: {log})"])
+
+
+def described(request: NodeRequest, mark: str) -> NodeState:
+    """The state of the Ray that carries the mark, as its raylet was told. Raises FailedError when there is none."""
+    raylets = [pid for pid in processes_with(MARK, mark) if name_of(pid) == "raylet"]
+    if not raylets:
+        raise FailedError("Ray started and its raylet ended at once; see the logs under its session folder")
+    told = options_of(raylets[0])
+    return NodeState(
+        mark=mark,
+        head=request.head_address is None,
+        head_address=told.get("gcs-address", request.head_address or ""),
+        own_address=told.get("node_ip_address", request.own_address or ""),
+        launcher_files=launcher_files(request.autoscaling_config),
+    )
+
+
+def works(state: NodeState) -> bool:
+    """Whether the raylet lives, and on the head the store (gcs_server) too."""
+    names = {name_of(pid) for pid in processes_with(MARK, state.mark)}
+    return "raylet" in names and (not state.head or "gcs_server" in names)
+
+
+def down(folder: Path) -> NodeState | None:
+    """Stop what `up` started on this host, engines included; None when nothing was. Streams in flight are cut."""
+    with one_at_a_time(folder):
+        state = read_state(folder)
+        if state is None:
+            return None
+        alive = bool(processes_with(MARK, state.mark))
+        end(state)
+        for path in state.launcher_files:
+            Path(path).unlink(missing_ok=True)
+        (folder / "node.json").unlink()
+        return state if alive else None
+
+
+def end(state: NodeState) -> None:
+    """End every process of this Ray: the raylet (its workers and their engines follow), services, then the store."""
+
+    def members(fits: Callable[[str], bool]) -> list[int]:
+        return [pid for pid in processes_with(MARK, state.mark) if fits(name_of(pid))]
+
+    terminate(members(lambda name: name == "raylet"))
+    wait_for(lambda: not members(lambda name: name == "raylet" or name.startswith("ray::")))
+    terminate(members(lambda name: name != "gcs_server"))
+    wait_for(lambda: not members(lambda name: name != "gcs_server"))
+    terminate(members(lambda name: True))
+    end_processes_with(MARK, state.mark, grace_s=STAGE_S)
+
+
+def terminate(pids: list[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    """Wait until it is done or a stage's time is over."""
+    deadline_s = time.monotonic() + STAGE_S
+    while not done() and time.monotonic() < deadline_s:
+        time.sleep(POLL_S)
+
+
+def follow(state: NodeState, folder: Path) -> None:
+    """Stay until this host's Ray is stopped or dies. Raises FailedError when it died; stops it when interrupted."""
+    try:
+        while works(state):
+            time.sleep(1.0)
+    except BaseException:
+        down(folder)
+        raise
+    if read_state(folder) == state:
+        down(folder)
+        raise FailedError("this host's Ray ended by itself; its logs are under the session folder of Ray")
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    with (folder / "node.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def read_state(folder: Path) -> NodeState | None:
+    """What `up` recorded; None when there is nothing or it is not readable as that."""
+    try:
+        data = json.loads((folder / "node.json").read_text())
+        return NodeState(**{**data, "launcher_files": tuple(data["launcher_files"])})
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write_state(state: NodeState, folder: Path) -> None:
+    partial = folder / "node.json.partial"
+    partial.write_text(json.dumps(asdict(state)))
+    partial.rename(folder / "node.json")
+
+
+def name_of(pid: int) -> str:
+    """The kernel's name of a process (15 characters at most), empty when it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def options_of(pid: int) -> dict[str, str]:
+    """The --name=value options on a process's command line."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    return {
+        name: value for word in words if word.startswith("--") for name, _, value in [word[2:].partition("=")] if value
+    }
+
+
+def token_path() -> Path:
+    """Where Ray looks for the cluster's token."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+
+
+def expect_token() -> None:
+    """Let Ray use the token where there is one; call it before Ray is imported. (Ray 2.60 would by itself.)"""
+    if token_path().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def token_file(*, create: bool) -> None:
+    """Make sure that this host has the cluster's token. Raises UsageError when it has none and may not make one."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = token_path()
+    if path.is_file() and path.read_text().strip():
+        return
+    if not create:
+        raise UsageError(
+            f"no cluster token at {path}: copy the head's file there (mode 0600), or set RAY_AUTH_TOKEN_PATH"
+        )
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # noqa: PTH123 - sets the mode
+        file.write(secrets.token_hex(TOKEN_BYTES))
+
+
+def head_ip_of(autoscaling_config: Path) -> str:
+    """The head's address in the launcher's config: Ray's autoscaler knows hosts by it. Raises UsageError."""
+    provider = launcher_config(autoscaling_config).get("provider")
+    head_ip = provider.get("head_ip") if isinstance(provider, dict) else None
+    if not isinstance(head_ip, str):
+        raise UsageError(f"{autoscaling_config}: provider.head_ip: an address is needed (got {head_ip!r})")
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(head_ip))
+    try:
+        return socket.gethostbyname(head_ip)
+    except OSError as error:
+        raise UsageError(f"{autoscaling_config}: provider.head_ip: {head_ip!r} does not resolve: {error}") from error
+
+
+def launcher_files(autoscaling_config: Path | None) -> tuple[str, ...]:
+    """The files in which Ray's `local` provider remembers which hosts it started; stale ones delay the next start."""
+    if autoscaling_config is None:
+        return ()
+    name = launcher_config(autoscaling_config).get("cluster_name", "default")
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"  # noqa: S108 - Ray's own
+    return tuple(str(folder / Path(f"cluster-{name}.{end}").name) for end in ("state", "lock"))
+
+
+def launcher_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as a cluster config: {error}") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path}: not a cluster config (a mapping is expected)")
+    return config

@@ -1,0 +1,282 @@
+"""Leases under real contention: processes that start at once, die, hold ports, and folders that cannot be used."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from raylane.cluster import leases
+from raylane.cluster.choose import Choice, Refusal
+from raylane.cluster.errors import FailedError
+from raylane.cluster.leases import PORT_BLOCK, PORT_BLOCKS, Chooser, Lease, holders, runtime_folder, take_lease
+
+GPUS = tuple(f"GPU-{number:04d}" for number in range(20))
+# Takes two GPUs as soon as standard input ends (so that all start together), says which, and holds them until killed.
+TAKER = """
+import json, sys, time
+from pathlib import Path
+from raylane.cluster.choose import Choice
+from raylane.cluster.leases import take_lease
+owner, folder, gpus = sys.argv[1], Path(sys.argv[2]), sys.argv[3].split(",")
+print("up", flush=True)
+sys.stdin.read()
+first_two = lambda free: Choice(tuple(sorted(free)[:2]), "the first two", second_best=False)
+lease = take_lease(owner, gpus, first_two, "127.0.0.1", folder)
+print(json.dumps([lease.choice.uuids, lease.ports.start]), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(tmp_path / "runtime"))
+    return runtime_folder()
+
+
+def first(count: int) -> Chooser:
+    def choose(free: frozenset[str]) -> Choice | Refusal:
+        if len(free) < count:
+            return Refusal(f"{count} wanted, {len(free)} free")
+        return Choice(tuple(sorted(free)[:count]), "the first ones", second_best=False)
+
+    return choose
+
+
+def take(folder: Path, count: int = 1, owner: str = "someone") -> Lease:
+    return take_lease(owner, GPUS[:4], first(count), "127.0.0.1", folder)
+
+
+@contextmanager
+def takers(count: int, folder: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    arguments = [str(folder), ",".join(GPUS)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TAKER, f"owner-{number}", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(count)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def say_go(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        assert line(process) == "up\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_ten_processes_that_start_at_once_share_nothing(folder: Path) -> None:
+    with takers(10, folder) as processes:
+        say_go(processes)
+        taken = [json.loads(line(process)) for process in processes]
+        gpus = [uuid for uuids, _ in taken for uuid in uuids]
+        assert sorted(gpus) == sorted(GPUS)
+        assert len({start for _, start in taken}) == 10
+        assert all(start in PORT_BLOCKS for _, start in taken)
+        seen = {holder.resource: (holder.owner, holder.pid) for holder in holders(folder)}
+        expected = {
+            uuid: (f"owner-{number}", process.pid)
+            for number, (process, (uuids, _)) in enumerate(zip(processes, taken, strict=True))
+            for uuid in uuids
+        }
+        assert seen == expected
+        assert len(holders(folder, "ports")) == 10
+
+
+def test_a_killed_holder_holds_nothing(folder: Path) -> None:
+    with takers(1, folder) as processes:
+        say_go(processes)
+        uuids, start = json.loads(line(processes[0]))
+        assert [holder.resource for holder in holders(folder)] == uuids
+        os.kill(processes[0].pid, signal.SIGKILL)
+        processes[0].wait()
+        assert holders(folder) == []
+        with closing(take(folder, 2)) as lease:
+            assert lease.choice.uuids == tuple(uuids)
+            assert lease.ports.start == start
+
+
+def test_a_lease_handed_on_to_a_child_outlives_the_giver(folder: Path) -> None:
+    lease = take(folder)
+    child = subprocess.Popen(["sleep", "60"], pass_fds=lease.lock_fds)
+    try:
+        lease.close()
+        assert [holder.resource for holder in holders(folder)] == [GPUS[0]]
+    finally:
+        child.kill()
+        child.wait()
+    assert holders(folder) == []
+
+
+def test_closing_twice_closes_nothing_of_others(folder: Path) -> None:
+    lease = take(folder)
+    lease.close()
+    lease.close()
+    assert holders(folder) == []
+
+
+def test_only_what_was_chosen_stays_held(folder: Path) -> None:
+    with closing(take(folder, 1)) as one:
+        assert one.choice.uuids == (GPUS[0],)
+        with closing(take(folder, 3)) as three:
+            assert three.choice.uuids == GPUS[1:4]
+            assert set(one.ports).isdisjoint(three.ports)
+
+
+def test_a_refusal_says_who_wanted_and_why_and_holds_nothing(folder: Path) -> None:
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FailedError, match="no GPUs for big-model: 5 wanted, 4 free"):
+        take(folder, 5, owner="big-model")
+    assert holders(folder) == []
+    assert holders(folder, "ports") == []
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_a_chooser_that_raises_leaves_nothing_held(folder: Path) -> None:
+    def fail(free: frozenset[str]) -> Choice | Refusal:
+        raise ValueError("unknown GPU")
+
+    open_before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ValueError, match="unknown GPU"):
+        take_lease("someone", GPUS, fail, "127.0.0.1", folder)
+    assert holders(folder) == []
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_a_port_that_somebody_listens_on_is_passed_over(folder: Path) -> None:
+    with closing(take(folder)) as probe:
+        free = probe.ports.start
+    with socket.create_server(("127.0.0.1", free)), closing(take(folder)) as lease:
+        assert lease.ports.start > free
+        assert len(lease.ports) == PORT_BLOCK
+
+
+def test_all_ports_taken_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "PORT_BLOCKS", range(20_000, 20_000 + 2 * PORT_BLOCK, PORT_BLOCK))
+    with suppress(FailedError), closing(take(folder)), closing(take(folder)):
+        with pytest.raises(FailedError, match=r"no free block of 32 ports between 20000 and 20064"):
+            take(folder)
+        return
+    pytest.skip("another program sits on ports 20000-20063 of this machine")
+
+
+def test_an_address_that_is_not_this_hosts_is_named(folder: Path) -> None:
+    with pytest.raises(FailedError, match=r"192\.0\.2\.1"):
+        take_lease("someone", (), first(0), "192.0.2.1", folder)
+
+
+def problems_of_taking(folder: Path, count: int, until_s: float) -> list[str]:
+    """Take and give back until then, or until it is refused once."""
+    while time.monotonic() < until_s:
+        try:
+            take(folder, count).close()
+        except FailedError as error:
+            return [str(error)]
+    return []
+
+
+def test_what_is_looked_at_and_not_chosen_is_never_missing_for_the_next(folder: Path) -> None:
+    """Four replicas that take one of four GPUs each, over and over: there is always one left for each of them."""
+    until_s = time.monotonic() + 1.5
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(problems_of_taking, folder, 1, until_s) for _ in range(4)]
+        assert [run.result() for run in runs] == [[], [], [], []]
+
+
+def test_looking_at_the_holders_never_takes_a_gpu_from_a_replica_that_starts(folder: Path) -> None:
+    """A status page reads the locks while replicas start; for them every free GPU must stay free."""
+    take(folder, 4).close()  # the lock files are there
+    taking_ended = threading.Event()
+
+    def look() -> None:
+        while not taking_ended.is_set():
+            holders(folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        looking = pool.submit(look)
+        taking = pool.submit(problems_of_taking, folder, 4, time.monotonic() + 1.5)
+        problems = taking.result()
+        taking_ended.set()
+        looking.result()
+    assert problems == []
+
+
+def test_a_runtime_folder_that_is_a_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(blocked))
+    with pytest.raises(FailedError, match=rf"{blocked} cannot be used: .*set RAYLANE_RUNTIME"):
+        runtime_folder()
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(blocked / "below"))
+    with pytest.raises(FailedError, match="Not a directory; set RAYLANE_RUNTIME"):
+        runtime_folder()
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Root may write everywhere, so be nobody for a while."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_runtime_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(closed / "runtime"))
+    with (
+        without_privileges(),
+        pytest.raises(FailedError, match=rf"{closed}/runtime cannot .*Permission denied; set RAYLANE_RUNTIME"),
+    ):
+        runtime_folder()
+
+
+def test_a_runtime_folder_of_another_user_is_named() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="raylane-test-"))  # pytest's own folders are closed to everybody else
+    try:
+        for part in ("gpus", "ports", "logs"):
+            (folder / part).mkdir()
+        folder.chmod(0o555)
+        with without_privileges(), pytest.raises(FailedError, match=str(folder)):
+            take(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_the_runtime_folder_is_this_users_alone(folder: Path) -> None:
+    assert folder.stat().st_mode & 0o077 == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["gpus", "logs", "ports"]

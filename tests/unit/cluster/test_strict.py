@@ -1,0 +1,103 @@
+"""What the strict base says about wrong files: the file, the key and the value, one line for each thing."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field, ValidationError
+
+from raylane.cluster.errors import FailedError, RaylaneError, UsageError
+from raylane.cluster.strict import StrictModel
+
+
+class Inner(StrictModel):
+    size: int = Field(1, ge=1)
+
+
+class Outer(StrictModel):
+    name: str
+    inner: Inner = Inner()
+    rows: tuple[Inner, ...] = ()
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "some.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        pytest.param("name: a\nsiez: 3\n", "siez", "3", id="an unknown key at the top"),
+        pytest.param("name: a\ninner: {siez: 3}\n", "inner.siez", "3", id="an unknown key further in"),
+        pytest.param("name: a\ninner: {size: 0}\n", "inner.size", "0", id="a value out of bounds"),
+        pytest.param("name: a\ninner: {size: big}\n", "inner.size", "'big'", id="a value of another type"),
+        pytest.param("name: a\nrows: [{size: 2}, {size: -1}]\n", "rows.1.size", "-1", id="an element of a list"),
+    ],
+)
+def test_a_wrong_file_is_explained_by_file_key_and_value(tmp_path: Path, text: str, key: str, value: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(UsageError) as caught:
+        Outer.from_yaml(path)
+    assert str(caught.value).startswith(f"{path}: {key}: ")
+    assert value in str(caught.value)
+
+
+def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path, "inner: {size: 0}\nextra: 1\n")
+    with pytest.raises(UsageError) as caught:
+        Outer.from_yaml(path)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["name", "inner.size", "extra"]
+    assert "required key is missing" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        pytest.param("name: [unclosed", "not valid YAML", id="broken YAML"),
+        pytest.param("", "(top level)", id="an empty file"),
+        pytest.param("- a\n- b\n", "(top level)", id="a list where keys are expected"),
+    ],
+)
+def test_a_file_that_is_not_such_a_thing(tmp_path: Path, text: str, says: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(UsageError, match="some.yaml") as caught:
+        Outer.from_yaml(path)
+    assert says in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="absent.yaml: cannot be read: No such file"):
+        Outer.from_yaml(tmp_path / "absent.yaml")
+    with pytest.raises(UsageError, match="cannot be read: Is a directory"):
+        Outer.from_yaml(tmp_path)
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(UsageError, match="model.safetensors"):
+        Outer.from_yaml(path)
+
+
+def test_a_key_given_twice_is_an_error_and_not_the_last_one_silently(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name"):
+        Outer.from_yaml(written(tmp_path, "name: a\nname: b\n"))
+
+
+def test_yaml_and_back_is_the_same_value(tmp_path: Path) -> None:
+    before = Outer(name="é: 'quoted'", inner=Inner(size=7), rows=(Inner(), Inner(size=3)))
+    assert Outer.from_yaml(written(tmp_path, before.to_yaml())) == before
+
+
+def test_values_do_not_change_after_loading() -> None:
+    value = Inner(size=2)
+    with pytest.raises(ValidationError, match="frozen"):
+        value.size = 3
+
+
+def test_wrong_use_and_failed_work_end_with_different_statuses() -> None:
+    assert (UsageError("").exit_code, FailedError("").exit_code) == (2, 1)
+    assert issubclass(UsageError, RaylaneError)
+    assert issubclass(FailedError, RaylaneError)

@@ -1,0 +1,628 @@
+"""One gateway worker's app between real sockets: what clients and engines see of each other, and what they must not."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from fake_engine import FakeEngine, Manner, pattern, serving
+
+from raylane.deployments.gateway import relay as relay_module
+from raylane.deployments.gateway.metrics import GatewayMetrics
+from raylane.deployments.gateway.relay import Relay
+from raylane.deployments.gateway.worker import build_app
+from raylane.deployments.reports import Endpoint, ModelTraffic, Table
+
+KEY = "engine-key-that-no-client-may-see"
+CHAT = "/v1/chat/completions"
+
+
+@dataclass
+class Front:
+    """A running gateway app and the engines behind it."""
+
+    relay: Relay
+    port: int
+    engines: list[FakeEngine]
+    transports: list[asyncio.Transport] = field(default_factory=list)  # of the requests so far
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def apply(self, *models: str) -> None:
+        endpoints = tuple(Endpoint(f"replica-{i}", "tiny", e.url, KEY, 0) for i, e in enumerate(self.engines))
+        self.relay.apply(Table("e", 1, True, ("tiny", *models), endpoints))
+
+    async def post(self, path: str = CHAT, headers: dict[str, str] | None = None, **body: Any) -> "Reply":
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(self.url + path, json={"model": "tiny", **body}, headers=headers) as answer,
+        ):
+            return Reply(answer.status, dict(answer.headers), await answer.read())
+
+    async def get(self, path: str) -> "Reply":
+        async with aiohttp.ClientSession() as session, session.get(self.url + path) as answer:
+            return Reply(answer.status, dict(answer.headers), await answer.read())
+
+    async def raw(self, body: dict[str, Any], version: str = "1.1", extra: str = "") -> "Wire":
+        """A request written by hand, on a connection of its own."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 24)
+        content = json.dumps({"model": "tiny", **body}).encode()
+        head = f"POST {CHAT} HTTP/{version}\r\nhost: gateway\r\ncontent-length: {len(content)}\r\n{extra}\r\n"
+        writer.write(head.encode("utf-8") + content)
+        await writer.drain()
+        return Wire(reader, writer)
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def error(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.body)["error"]
+        return found
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One raw client connection."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def head(self) -> str:
+        return (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 5)).decode().lower()
+
+    async def rest(self) -> bytes:
+        return await asyncio.wait_for(self.reader.read(), 20)
+
+    def vanish(self) -> None:
+        self.writer.transport.abort()
+
+
+def unchunked(body: bytes) -> bytes:
+    """The content of a chunked body; it must be complete and nothing may follow."""
+    content = bytearray()
+    while True:
+        size, _, body = body.partition(b"\r\n")
+        length = int(size, 16)
+        content += body[:length]
+        assert body[length : length + 2] == b"\r\n"
+        body = body[length + 2 :]
+        if not length:
+            assert body == b""
+            return bytes(content)
+
+
+@asynccontextmanager
+async def front(*engines: FakeEngine) -> AsyncIterator[Front]:
+    metrics = GatewayMetrics()
+    relay = Relay(metrics)
+    app = build_app(relay, metrics)
+    made = Front(relay, 0, list(engines))
+
+    @web.middleware
+    async def remember(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+        if request.transport is not None:
+            made.transports.append(request.transport)  # type: ignore[arg-type] # a TCP transport
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    app.middlewares.append(remember)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    server = socket.create_server(("127.0.0.1", 0))
+    made.port = server.getsockname()[1]
+    await web.SockSite(runner, server).start()
+    made.apply()
+    try:
+        yield made
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def one() -> AsyncIterator[Front]:
+    """A gateway with one engine."""
+    async with serving(KEY) as engine, front(engine) as made:
+        yield made
+
+
+@pytest.fixture
+async def two() -> AsyncIterator[Front]:
+    """A gateway with two engines."""
+    async with serving(KEY) as first, serving(KEY) as second, front(first, second) as made:
+        yield made
+
+
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {within_s} s"
+        await asyncio.sleep(0.01)
+
+
+# Straight through.
+
+
+async def test_a_stream_arrives_byte_for_byte(one: Front) -> None:
+    reply = await one.post(stream=True, fake={"events": 50})
+    assert reply.status == 200
+    assert [reply.body] == one.engines[0].sent
+    assert reply.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+
+
+async def test_events_arrive_when_they_are_made_and_not_together_at_the_end(one: Front) -> None:
+    wire = await one.raw({"stream": True, "fake": {"events": 5, "each_s": 0.2}})
+    await wire.head()
+    began_s = time.monotonic()
+    await wire.reader.readuntil(b"0 ")
+    assert time.monotonic() - began_s < 0.15
+    await wire.reader.readuntil(b"[DONE]")
+    assert time.monotonic() - began_s > 0.75
+    wire.vanish()
+
+
+async def test_the_engine_gets_the_request_byte_for_byte(one: Front) -> None:
+    content = b'{ "model":"tiny",  "prompt":"\xc3\xa9\\u00e9", "unknown": [1e3] }\n'
+    async with aiohttp.ClientSession() as session, session.post(f"{one.url}/v1/completions", data=content) as answer:
+        assert answer.status == 200
+    (seen,) = one.engines[0].seen
+    assert (seen.method, seen.path, seen.body) == ("POST", "/v1/completions", content)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+async def test_every_path_is_passed_through(one: Front, path: str) -> None:
+    reply = await one.post(path, fake={"body": '{"data": [0.5]}'})
+    assert (reply.status, reply.body) == (200, b'{"data": [0.5]}')
+    assert one.engines[0].seen[0].path == path
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["by length", "chunked"])
+async def test_a_large_reply_arrives_whole_in_its_framing(one: Front, chunked: bool) -> None:
+    wire = await one.raw({"fake": {"size_bytes": 3_000_001, "chunked": chunked}}, extra="connection: close\r\n")
+    head, body = await wire.head(), await wire.rest()
+    assert ("transfer-encoding: chunked" in head) is chunked
+    assert ("content-length: 3000001" in head) is not chunked
+    assert (unchunked(body) if chunked else body) == pattern(3_000_001)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["by length", "chunked"])
+async def test_a_client_of_http_1_0_gets_the_body_until_the_connection_ends(one: Front, chunked: bool) -> None:
+    wire = await one.raw({"fake": {"size_bytes": 200_000, "chunked": chunked}}, version="1.0")
+    head, body = await wire.head(), await wire.rest()
+    assert "transfer-encoding" not in head
+    assert body == pattern(200_000)
+
+
+async def test_a_stream_to_a_client_of_http_1_0(one: Front) -> None:
+    wire = await one.raw({"stream": True}, version="1.0")
+    assert "transfer-encoding" not in await wire.head()
+    assert [await wire.rest()] == one.engines[0].sent
+
+
+async def test_an_empty_reply_is_passed_on(one: Front) -> None:
+    reply = await one.post(fake={"size_bytes": 0})
+    assert (reply.status, reply.body) == (200, b"")
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 429, 500, 503])
+async def test_an_engines_error_is_passed_on_unchanged(one: Front, status: int) -> None:
+    headers = {"retry-after": "7", "x-engine": "says so", "content-type": "application/problem+json"}
+    body = '{"error": {"message": "max_tokens is too large: 99", "code": 400}}'
+    reply = await one.post(fake={"status": status, "body": body, "headers": headers})
+    assert (reply.status, reply.body.decode()) == (status, body)
+    assert {name: reply.headers[name] for name in ("Retry-After", "X-Engine", "Content-Type")} == {
+        "Retry-After": "7",
+        "X-Engine": "says so",
+        "Content-Type": "application/problem+json",
+    }
+
+
+async def test_one_connection_serves_many_requests_of_a_client(one: Front) -> None:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
+        for number in range(20):
+            stream = bool(number % 2)
+            async with session.post(one.url + CHAT, json={"model": "tiny", "stream": stream}) as answer:
+                assert answer.status == 200
+                await answer.read()
+    assert len({id(transport) for transport in one.transports}) == 1
+    assert one.engines[0].connections == 1
+
+
+# Whose word reaches whom.
+
+
+async def test_the_engine_gets_its_own_key_and_nothing_of_the_clients_credentials(one: Front) -> None:
+    private = {"Authorization": "Bearer users-key", "Cookie": "session=1", "X-Api-Key": "users-key", "api-key": "users-key"}
+    assert (await one.post(headers=private)).status == 200
+    (seen,) = one.engines[0].seen
+    assert seen.headers["authorization"] == f"Bearer {KEY}"
+    assert "users-key" not in str(seen)
+    assert "cookie" not in seen.headers
+
+
+async def test_what_may_pass_is_passed(one: Front) -> None:
+    wanted = {"x-request-id": "r-1", "traceparent": "00-a-b-01", "accept": "text/event-stream", "content-type": "application/json"}
+    await one.post(headers=wanted)
+    (seen,) = one.engines[0].seen
+    assert {name: seen.headers[name] for name in wanted} == wanted
+
+
+async def test_a_request_id_that_is_not_latin_is_no_reason_to_fail(one: Front) -> None:
+    wire = await one.raw({}, extra="x-request-id: 漢字\r\nconnection: close\r\n")
+    assert (await wire.head()).startswith("http/1.1 200")
+
+
+@pytest.mark.parametrize("manner", [{}, {"status": 500}, {"die": "before_head"}, {"die": "after_events"}, {"die": "in_event"}])
+async def test_the_engines_key_and_address_never_reach_the_client(one: Front, manner: dict[str, Any]) -> None:
+    wire = await one.raw({"stream": True, "fake": manner}, extra="connection: close\r\n")
+    everything = (await wire.rest()).decode()
+    assert KEY not in everything
+    assert str(one.engines[0].port) not in everything
+
+
+async def test_the_address_of_an_engine_that_is_away_never_reaches_the_client(one: Front) -> None:
+    await one.engines[0].stop()
+    reply = await one.post()
+    assert reply.status == 502
+    assert KEY.encode() not in reply.body
+    assert str(one.engines[0].port).encode() not in reply.body
+
+
+# Refusals.
+
+
+async def test_an_unknown_model_is_a_404_that_openai_clients_understand(one: Front) -> None:
+    reply = await one.post(model="gpt-17")
+    assert reply.status == 404
+    assert (reply.error["type"], reply.error["code"], reply.error["param"]) == (
+        "invalid_request_error",
+        "model_not_found",
+        "model",
+    )
+    assert "'gpt-17'" in reply.error["message"]
+    assert "tiny" in reply.error["message"]
+    assert one.engines[0].seen == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"{", id="broken JSON"),
+        pytest.param(b"\xff\xfe", id="no text"),
+        pytest.param(b"[]", id="a list"),
+        pytest.param(b"null", id="null"),
+        pytest.param(b'"tiny"', id="a string"),
+        pytest.param(b"{}", id="no model"),
+        pytest.param(b'{"model": null}', id="model null"),
+        pytest.param(b'{"model": ["tiny"]}', id="model a list"),
+        pytest.param(b"[" * 100_000, id="nested without end"),
+    ],
+)
+async def test_a_body_without_a_model_is_a_400_that_openai_clients_understand(one: Front, content: bytes) -> None:
+    async with aiohttp.ClientSession() as session, session.post(one.url + CHAT, data=content) as answer:
+        assert answer.status == 400
+        error = (await answer.json())["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "model")
+    assert one.engines[0].seen == []
+
+
+async def test_a_model_without_replica_is_a_503(one: Front) -> None:
+    one.apply("resting")
+    reply = await one.post(model="resting")
+    assert reply.status == 503
+    assert "'resting'" in reply.error["message"]
+
+
+async def test_before_the_first_table_every_model_is_unknown_and_the_worker_is_well() -> None:
+    async with front() as made:
+        made.relay.apply(Table("", 0, False, (), ()))
+        assert (await made.post()).status == 404
+        assert (await made.get("/health")).status == 200
+
+
+async def test_a_body_that_is_too_large_is_refused_in_openais_shape(one: Front) -> None:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(one.url + CHAT, data=b'{"model": "tiny", "prompt": "' + b"x" * (64 << 20) + b'"}') as answer,
+    ):
+        assert answer.status == 413
+        assert "message" in (await answer.json())["error"]
+    assert one.engines[0].seen == []
+
+
+# Engines that die.
+
+
+@pytest.mark.parametrize("die", ["before_head", "after_head"])
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole reply"])
+async def test_an_engine_that_dies_before_the_first_byte_is_replaced_by_another(
+    two: Front, die: str, stream: bool
+) -> None:
+    if not stream and die == "after_head":
+        pytest.skip("a whole reply comes with its head")
+    two.engines[0].manner = Manner(die=die)
+    replies = [await two.post(stream=stream) for _ in range(6)]
+    assert [reply.status for reply in replies] == [200] * 6
+    assert [reply.body for reply in replies] == two.engines[1].sent
+    assert two.engines[0].seen  # it was asked, and failed
+
+
+async def test_an_engine_that_refuses_connections_is_replaced_by_another(two: Front) -> None:
+    await two.engines[0].stop()
+    assert [(await two.post()).status for _ in range(4)] == [200] * 4
+
+
+async def test_it_is_tried_once_more_and_not_for_ever(two: Front) -> None:
+    for engine in two.engines:
+        engine.manner = Manner(die="before_head")
+    reply = await two.post()
+    assert reply.status == 502
+    assert reply.error["type"] == "engine_error"
+    assert [len(engine.seen) for engine in two.engines] == [1, 1]
+
+
+async def test_with_one_engine_its_death_is_a_502(one: Front) -> None:
+    reply = await one.post(fake={"die": "before_head"})
+    assert (reply.status, reply.error["code"]) == (502, 502)
+    assert len(one.engines[0].seen) == 1
+
+
+@pytest.mark.parametrize("events", [1, 4])
+async def test_a_stream_that_breaks_ends_with_an_error_event(two: Front, events: int) -> None:
+    wire = await two.raw({"stream": True, "fake": {"die": "after_events", "events": events}})
+    await wire.head()
+    parts = unchunked(await wire.rest()).split(b"\n\n")
+    assert len(parts) == events + 2
+    assert parts[-1] == b""
+    assert json.loads(parts[-2].removeprefix(b"data: "))["error"]["type"] == "engine_error"
+    assert b"[DONE]" not in b"".join(parts)
+    assert sum(len(engine.seen) for engine in two.engines) == 1  # what has begun is not begun elsewhere
+
+
+async def test_the_error_event_is_one_of_its_own_when_the_engine_died_inside_an_event(one: Front) -> None:
+    wire = await one.raw({"stream": True, "fake": {"die": "in_event", "events": 2}})
+    await wire.head()
+    events = [part for part in unchunked(await wire.rest()).split(b"\n\n") if part]
+    assert json.loads(events[-1].removeprefix(b"data: "))["error"]["type"] == "engine_error"
+
+
+async def test_a_broken_stream_to_a_client_of_http_1_0_ends_with_an_error_event_too(one: Front) -> None:
+    wire = await one.raw({"stream": True, "fake": {"die": "after_events", "events": 2}}, version="1.0")
+    await wire.head()
+    assert b"engine_error" in (await wire.rest()).split(b"\n\n")[-2]
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["by length", "chunked"])
+async def test_a_whole_reply_that_breaks_is_cut_off_so_that_nobody_takes_it_for_complete(
+    one: Front, chunked: bool
+) -> None:
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await one.post(fake={"die": "after_events", "events": 2, "size_bytes": 500_000, "chunked": chunked})
+
+
+async def test_a_kept_connection_that_the_engine_has_closed_is_replaced(one: Front) -> None:
+    for round_ in range(3):
+        assert (await one.post()).status == 200
+        one.engines[0].drop()
+        if round_:
+            await asyncio.sleep(0.05)  # noticed before the next request, or only by it
+    assert (await one.post()).status == 200
+    assert one.engines[0].connections == 4
+
+
+async def test_connections_that_the_engine_wants_closed_are_not_kept(one: Front) -> None:
+    for _ in range(3):
+        assert (await one.post(stream=True, fake={"close": True})).status == 200
+    assert one.engines[0].connections == 3
+
+
+async def test_an_engine_that_left_the_table_loses_its_kept_connections(two: Front) -> None:
+    for _ in range(4):
+        await two.post()
+    assert [engine.connections_open for engine in two.engines] == [1, 1]
+    gone = two.engines.pop()
+    two.apply()
+    await until(lambda: gone.connections_open == 0)
+    assert two.engines[0].connections_open == 1
+
+
+async def test_a_stream_goes_on_when_its_replica_leaves_the_table_to_drain(one: Front) -> None:
+    wire = await one.raw({"stream": True, "fake": {"events": 20, "each_s": 0.02}}, extra="connection: close\r\n")
+    await wire.head()
+    one.relay.apply(Table("e", 2, True, ("tiny",), (), ("replica-0",)))
+    assert unchunked(await wire.rest()).endswith(b"[DONE]\n\n")
+
+
+# Clients that leave or are slow.
+
+
+@pytest.mark.parametrize(
+    "manner",
+    [
+        pytest.param({"events": 10_000, "each_s": 0.02}, id="in the stream"),
+        pytest.param({"first_s": 600.0}, id="before the head"),
+        pytest.param({"events": 1, "each_s": 600.0}, id="between two tokens"),
+    ],
+)
+async def test_a_client_that_leaves_ends_the_engines_work(one: Front, manner: dict[str, Any]) -> None:
+    wire = await one.raw({"stream": True, "fake": manner})
+    await until(lambda: one.engines[0].running == 1)
+    await asyncio.sleep(0.1)
+    wire.vanish()
+    await until(lambda: one.engines[0].running == 0)
+    assert one.engines[0].aborted == 1
+    await until(lambda: one.relay.open_requests == 0)
+    assert one.engines[0].connections_open == 0
+
+
+async def test_a_client_that_closes_politely_ends_the_engines_work_too(one: Front) -> None:
+    wire = await one.raw({"stream": True, "fake": {"events": 10_000, "each_s": 0.02}})
+    await wire.head()
+    wire.writer.close()
+    await until(lambda: one.engines[0].aborted == 1)
+
+
+async def test_a_slow_client_gets_everything_and_the_gateway_holds_little(one: Front) -> None:
+    size_bytes = 64 << 20
+    wire = await one.raw({"fake": {"size_bytes": size_bytes, "chunked": True, "piece_bytes": 65_536}}, extra="connection: close\r\n")
+    await wire.head()
+    most, received = 0, bytearray()
+    await asyncio.sleep(0.5)  # reads nothing for a while
+    stopped_at = one.engines[0].tokens
+    await asyncio.sleep(0.3)
+    assert one.engines[0].tokens == stopped_at  # the engine was made to wait
+    assert one.engines[0].running == 1
+    while data := await wire.reader.read(1 << 20):
+        most = max(most, one.transports[-1].get_write_buffer_size())
+        received += data
+        await asyncio.sleep(0.001)
+    assert most < 4 * relay_module.HIGH_WATER_BYTES
+    assert unchunked(bytes(received)) == pattern(size_bytes)
+
+
+async def test_a_slow_client_does_not_hold_up_the_others(one: Front) -> None:
+    slow = await one.raw({"fake": {"size_bytes": 64 << 20, "chunked": True, "piece_bytes": 65_536}})
+    await until(lambda: bool(one.transports) and one.transports[0].get_write_buffer_size() > 100_000)
+    for _ in range(5):
+        assert (await asyncio.wait_for(one.post(stream=True), 2.0)).status == 200
+    slow.vanish()
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays and reads nothing"])
+async def test_the_connection_of_a_slow_client_serves_the_next_one_at_once(one: Front, leaves: bool) -> None:
+    """The reply ends while the gateway has stopped reading from the engine for the slow client's sake."""
+    engine = one.engines[0]
+    engine.gate = asyncio.Event()
+    slow = await one.raw({"fake": {"size_bytes": 64 << 20, "piece_bytes": 16_384, "chunked": True}})
+    await until(lambda: bool(one.transports))
+    transport = one.transports[0]
+    # Fill the buffers up to just below the mark by hand, so that the engine's last piece crosses it and ends the reply.
+    slow.vanish()
+    engine.drop()
+    engine.gate = asyncio.Event()
+    slow = await one.raw({"fake": {"size_bytes": 32_768, "piece_bytes": 16_384, "chunked": True}})
+    await slow.head()
+    transport = one.transports[-1]
+    filler = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    while transport.get_write_buffer_size() < relay_module.HIGH_WATER_BYTES - 8_192:
+        transport.write(filler if transport.get_write_buffer_size() < 900_000 else b"400\r\n" + b"x" * 0x400 + b"\r\n")
+        await asyncio.sleep(0)
+    engine.gate.set()
+    await until(lambda: engine.running == 0 and engine.sent != [])
+    await asyncio.sleep(0.1)
+    if leaves:
+        slow.vanish()
+        await asyncio.sleep(0.1)
+    reply = await asyncio.wait_for(one.post(stream=True), 2.0)
+    assert reply.status == 200
+    slow.vanish()
+
+
+# Spread.
+
+
+async def test_requests_that_stay_open_spread_over_the_replicas(two: Front) -> None:
+    waiting = [asyncio.create_task(two.post(stream=True, fake={"events": 5, "each_s": 0.1})) for _ in range(10)]
+    await until(lambda: sum(engine.running for engine in two.engines) == 10)
+    assert [engine.running for engine in two.engines] == [5, 5]
+    assert two.relay.open_requests == 10
+    await asyncio.gather(*waiting)
+    assert two.relay.open_requests == 0
+
+
+async def test_a_busy_replica_gets_less(two: Front) -> None:
+    slow = [asyncio.create_task(two.post(stream=True, fake={"first_s": 1.0})) for _ in range(2)]
+    await until(lambda: sum(engine.running for engine in two.engines) == 2)
+    two.engines[1].manner = Manner(first_s=0.0)
+    busy = asyncio.create_task(two.post(stream=True, fake={"first_s": 1.0}))
+    await until(lambda: sum(engine.running for engine in two.engines) == 3)
+    before = [len(engine.seen) for engine in two.engines]
+    for _ in range(5):
+        await two.post()
+    more = [len(engine.seen) - seen for engine, seen in zip(two.engines, before, strict=True)]
+    assert sorted(more) == [0, 5]
+    await asyncio.gather(*slow, busy)
+
+
+# Pages and counts.
+
+
+async def test_the_list_of_models(one: Front) -> None:
+    one.apply("resting")
+    reply = await one.get("/v1/models")
+    listed = json.loads(reply.body)
+    assert listed["object"] == "list"
+    assert [(model["id"], model["object"], model["owned_by"]) for model in listed["data"]] == [
+        ("tiny", "model", "raylane"),
+        ("resting", "model", "raylane"),
+    ]
+    assert all(isinstance(model["created"], int) for model in listed["data"])
+
+
+async def test_health_names_the_models(one: Front) -> None:
+    reply = await one.get("/health")
+    assert reply.status == 200
+    assert json.loads(reply.body)["models"] == ["tiny"]
+
+
+def samples(page: bytes) -> dict[str, float]:
+    pairs = (line.rsplit(" ", 1) for line in page.decode().splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+async def test_metrics_count_every_outcome(two: Front) -> None:
+    await two.post(stream=True)
+    await two.post()
+    await two.post(fake={"status": 400, "body": "{}"})
+    await two.post(model="unknown-to-us")
+    await two.post(stream=True, fake={"die": "after_events"})
+    two.engines[0].manner = Manner(die="before_head")
+    for _ in range(2):  # one of the two meets the dead one first
+        await two.post()
+    wire = await two.raw({"stream": True, "fake": {"first_s": 600.0, "die": None}})
+    await until(lambda: sum(engine.running for engine in two.engines) == 1)
+    wire.vanish()
+    await until(lambda: two.relay.open_requests == 0)
+    found = samples((await two.get("/metrics")).body)
+    requests = {name: value for name, value in found.items() if name.startswith("raylane_gateway_requests_total")}
+    label = 'raylane_gateway_requests_total{{model="{}",outcome="{}"}}'.format
+    assert requests == {
+        label("tiny", "200"): 4.0,
+        label("tiny", "400"): 1.0,
+        label("", "404"): 1.0,
+        label("tiny", "cut"): 1.0,
+        label("tiny", "cancelled"): 1.0,
+    }
+    assert found['raylane_gateway_retries_total{model="tiny"}'] == 1.0
+    assert found['raylane_gateway_request_seconds_count{model="tiny"}'] == 7.0
+    assert found['raylane_gateway_first_byte_seconds_count{model="tiny"}'] == 6.0
+
+
+async def test_names_that_clients_make_up_do_not_fill_the_metrics_or_the_counters(one: Front) -> None:
+    for number in range(20):
+        await one.post(model=f"made-up-{number}")
+    assert b"made-up" not in (await one.get("/metrics")).body
+    assert one.relay.traffic == {}
+
+
+async def test_traffic_counts_what_the_autoscaler_reads(one: Front) -> None:
+    running = asyncio.create_task(one.post(stream=True, fake={"events": 3, "each_s": 0.2}))
+    await until(lambda: one.engines[0].running == 1)
+    assert one.relay.traffic["tiny"].frozen() == ModelTraffic(received=1, open=1)
+    await running
+    await one.post(fake={"status": 500, "body": "{}"})
+    assert one.relay.traffic["tiny"].frozen() == ModelTraffic(received=2, completed=1, failed=1, open=0)

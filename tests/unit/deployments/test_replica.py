@@ -1,0 +1,607 @@
+"""A replica's life with a real supervisor, a real (fake) engine process, real leases and the real directory object."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from raylane.cluster.allreduce import AllReduceSettings
+from raylane.cluster.choose import Choice, Refusal
+from raylane.cluster.errors import FailedError
+from raylane.cluster.gpu_readings import GpuReading
+from raylane.cluster.leases import Lease, holders, runtime_folder, take_lease
+from raylane.cluster.processes import processes_with
+from raylane.deployments import replica as replica_module
+from raylane.deployments.config import ModelConfig
+from raylane.deployments.directory import Directory
+from raylane.deployments.engines.base import Seat
+from raylane.deployments.engines.process import MARK, EngineFailed, Launch
+from raylane.deployments.engines.vllm import VllmEngine
+from raylane.deployments.replica import Host, Replica
+from raylane.deployments.reports import Endpoint, ReplicaReport, ReplicaState, Table
+
+SCRIPT = Path(__file__).parents[2] / "fixtures" / "engines" / "fake_engine.py"
+GPUS = ("GPU-0", "GPU-1")
+
+
+class FakeKind:
+    """An engine kind whose server is the fake one."""
+
+    kind = "fake"
+    gauges = VllmEngine.gauges
+
+    def __init__(self, **options: Any) -> None:
+        self._options = json.dumps(options)
+        self.seat: Seat | None = None
+
+    def launch(self, seat: Seat) -> Launch:
+        self.seat = seat
+        command = (sys.executable, "-I", "-S", str(SCRIPT), seat.host, str(seat.port), self._options)
+        return Launch(command, {"VLLM_API_KEY": seat.api_key}, seat.log_path)
+
+
+class Watched(Directory):
+    """The directory, keeping what was reported to it; it can be made slow or to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[ReplicaState] = []
+        self.reports: list[ReplicaReport] = []
+        self.report_gate = asyncio.Event()
+        self.report_gate.set()
+        self.withdraw_takes_s = 0.0
+        self.away = False
+
+    async def report(self, report: ReplicaReport) -> int:
+        if self.away:
+            raise ConnectionError("the directory restarts")
+        self.reports.append(report)
+        if self.states[-1:] != [report.state]:
+            self.states.append(report.state)
+        await self.report_gate.wait()
+        return await super().report(report)
+
+    async def withdraw(self, replica_id: str) -> None:
+        await asyncio.sleep(self.withdraw_takes_s)
+        if self.away:
+            raise ConnectionError("the directory restarts")
+        await super().withdraw(replica_id)
+
+    async def table(self) -> Table:
+        """What a gateway would be told, without becoming one that has to be waited for."""
+        told = await super().poll("test", "", 0, 0.0, {})
+        await super().goodbye("test")
+        return told
+
+
+class Bench:
+    """What one test needs: a host with leases in its own folder, and a directory."""
+
+    def __init__(self, folder: Path) -> None:
+        self.id = f"test-{uuid.uuid4().hex}"
+        self.folder = folder
+        self.directory = Watched()
+        self.read_gpus: Callable[[tuple[str, ...]], tuple[GpuReading, ...]] = lambda uuids: ()
+
+    def lease(self) -> Lease:
+        def choose(free: frozenset[str]) -> Choice | Refusal:
+            return Choice((min(free),), "the first one", second_best=False) if free else Refusal("none is free")
+
+        return take_lease(self.id, GPUS, choose, "127.0.0.1", self.folder)
+
+    def replica(self, kind: FakeKind, **model: Any) -> Replica:
+        config = ModelConfig.from_data({"source": "org/m", **model}, "test")
+        host = Host(
+            "127.0.0.1",
+            self.folder / "logs",
+            self.lease,
+            links=lambda uuids: AllReduceSettings((), custom_all_reduce=True, reason="test"),
+            read_gpus=lambda uuids: self.read_gpus(uuids),
+        )
+        return Replica(self.id, "tiny", config, kind, host, self.directory)
+
+    @asynccontextmanager
+    async def started(self, kind: FakeKind | None = None, **model: Any) -> AsyncIterator[Replica]:
+        replica = self.replica(kind or FakeKind(), **model)
+        await asyncio.wait_for(replica.start(), 10)
+        try:
+            yield replica
+        finally:
+            await asyncio.wait_for(replica.close(), 10)
+
+    async def endpoint(self) -> Endpoint:
+        (endpoint,) = (await self.directory.table()).endpoints
+        return endpoint
+
+    def processes(self) -> list[int]:
+        return processes_with(MARK, self.id)
+
+    def assert_nothing_left(self) -> None:
+        assert self.processes() == []
+        assert holders(self.folder) == []
+        assert holders(self.folder, "ports") == []
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(tmp_path))
+    for name, seconds in (("REPORT_EVERY_S", 0.1), ("HEALTH_EVERY_S", 0.1), ("STOP_GRACE_S", 0.5)):
+        monkeypatch.setattr(replica_module, name, seconds)
+    made = Bench(runtime_folder())
+    yield made
+    left = made.processes()
+    for pid in left:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert left == [], "processes left behind"
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, float], None]]:
+    def set_to(name: str, seconds: float) -> None:
+        monkeypatch.setattr(replica_module, name, seconds)
+
+    yield set_to
+
+
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {within_s} s"
+        await asyncio.sleep(0.02)
+
+
+async def tell(endpoint: Endpoint, **changes: Any) -> dict[str, int]:
+    """Change how the fake engine behaves; what it counts."""
+    async with aiohttp.ClientSession() as session, session.post(f"{endpoint.url}/fake", json=changes) as answer:
+        counted: dict[str, int] = await answer.json(content_type=None)
+        return counted
+
+
+async def stream(endpoint: Endpoint, events: int, each_s: float) -> bytes:
+    """One stream straight from the engine."""
+    body = {"model": "tiny", "stream": True, "fake": {"events": events, "each_s": each_s}}
+    headers = {"Authorization": f"Bearer {endpoint.api_key}"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{endpoint.url}/v1/completions", json=body, headers=headers) as answer,
+    ):
+        return await answer.read()
+
+
+async def keep_polling(directory: Directory, gateway: str) -> None:
+    """A gateway that applies every table at once."""
+    seen = Table("", 0, False, (), ())
+    while True:
+        seen = await directory.poll(gateway, seen.epoch, seen.version, 2.0, {})
+
+
+# Start.
+
+
+async def test_it_is_announced_after_a_token_and_not_before(bench: Bench) -> None:
+    engine = FakeKind(listen_after_s=0.2, well_after_s=0.3, token_first_s=0.6)
+    async with bench.started(engine):
+        assert bench.directory.states == [ReplicaState.STARTING, ReplicaState.READY]
+        ready = bench.directory.reports[-1]
+        assert ready.started_s is not None
+        assert ready.started_s > 1.1
+        assert (ready.engine_kind, ready.gpu_uuids, ready.placement) == ("fake", ("GPU-0",), "the first one")
+        assert ready.engine_pid in bench.processes()
+        assert Path(ready.log_path).read_text().startswith("fake engine listens")
+    bench.assert_nothing_left()
+
+
+async def test_while_it_starts_the_directory_hears_of_it_and_gateways_get_no_endpoint(bench: Bench) -> None:
+    replica = bench.replica(FakeKind(well_after_s=1.0))
+    starting = asyncio.create_task(replica.start())
+    await until(lambda: len(bench.directory.reports) > 4)
+    table = await bench.directory.table()
+    assert (table.models, table.endpoints) == (("tiny",), ())
+    await starting
+    assert (await bench.endpoint()).model == "tiny"
+    await replica.close()
+
+
+async def test_the_endpoint_has_a_key_of_its_own_that_the_engine_asks_for(bench: Bench) -> None:
+    async with bench.started():
+        endpoint = await bench.endpoint()
+        assert len(endpoint.api_key) >= 32
+        async with aiohttp.ClientSession() as session:
+            async with session.post(f"{endpoint.url}/v1/completions", json={"model": "tiny"}) as answer:
+                assert answer.status == 401
+        assert b"[DONE]" in await stream(endpoint, 2, 0.0)
+
+
+async def test_the_supervisor_holds_the_lease_while_the_engine_runs(bench: Bench) -> None:
+    async with bench.started():
+        assert [(holder.resource, holder.owner) for holder in holders(bench.folder)] == [("GPU-0", bench.id)]
+        assert len(holders(bench.folder, "ports")) == 1
+    bench.assert_nothing_left()
+
+
+async def test_an_engine_that_cannot_load_is_explained_and_leaves_nothing(bench: Bench) -> None:
+    replica = bench.replica(FakeKind(fail_with="RuntimeError: weights are missing"))
+    with pytest.raises(EngineFailed, match=r"(?s)ended before it was ready \(exit status 3\).*weights are missing"):
+        await replica.start()
+    bench.assert_nothing_left()
+    assert (await bench.directory.snapshot()).replicas == ()
+
+
+async def test_an_engine_that_gives_no_token_in_time_is_stopped(bench: Bench) -> None:
+    replica = bench.replica(FakeKind(well_after_s=600, child=True), engine={"start_timeout_s": 0.6})
+    with pytest.raises(EngineFailed, match="gave no token within 1 s"):
+        await replica.start()
+    bench.assert_nothing_left()
+
+
+async def test_an_engine_that_is_well_and_hangs_on_its_first_token_is_stopped_in_time(bench: Bench) -> None:
+    replica = bench.replica(FakeKind(manner={"hang": True}), engine={"start_timeout_s": 1.0})
+    with pytest.raises(EngineFailed, match="token"):
+        await asyncio.wait_for(replica.start(), 5.0)
+    bench.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    "manner",
+    [
+        pytest.param({"status": 500}, id="an error"),
+        pytest.param({"body": "{}"}, id="an answer without usage"),
+        pytest.param({"body": "no JSON"}, id="an answer that is no JSON"),
+        pytest.param({"die": "before_head"}, id="a broken connection"),
+    ],
+)
+async def test_an_engine_that_answers_wrongly_is_explained_and_leaves_nothing(
+    bench: Bench, manner: dict[str, Any]
+) -> None:
+    replica = bench.replica(FakeKind(manner=manner))
+    with pytest.raises(EngineFailed, match="could not generate a token"):
+        await asyncio.wait_for(replica.start(), 10.0)
+    bench.assert_nothing_left()
+
+
+async def test_without_free_gpus_it_fails_with_the_reason(bench: Bench) -> None:
+    held = [bench.lease(), bench.lease()]
+    try:
+        with pytest.raises(FailedError, match="none is free"):
+            await bench.replica(FakeKind()).start()
+        assert bench.processes() == []
+    finally:
+        for lease in held:
+            lease.close()
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(bench: Bench) -> None:
+    starting = asyncio.create_task(bench.replica(FakeKind(well_after_s=600, child=True)).start())
+    await until(lambda: len(bench.processes()) == 2)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    bench.assert_nothing_left()
+
+
+async def test_it_starts_without_a_directory_and_is_announced_when_there_is_one(bench: Bench) -> None:
+    bench.directory.away = True
+    async with bench.started():
+        assert (await bench.directory.table()).endpoints == ()
+        bench.directory.away = False
+        await until(lambda: bool(bench.directory.reports))
+        assert (await bench.endpoint()).replica_id == bench.id
+
+
+# Running.
+
+
+async def test_it_reports_the_engines_load(bench: Bench) -> None:
+    async with bench.started():
+        endpoint = await bench.endpoint()
+        streams = [asyncio.create_task(stream(endpoint, 20, 0.05)) for _ in range(3)]
+        await until(lambda: bench.directory.reports[-1].load.running == 3)
+        await asyncio.gather(*streams)
+        await until(lambda: bench.directory.reports[-1].load.running == 0)
+        assert (bench.directory.reports[-1].load.output_tokens_total or 0) >= 60
+
+
+async def test_a_killed_engine_is_noticed_withdrawn_and_cleaned_up(bench: Bench) -> None:
+    async with bench.started(FakeKind(child=True)) as replica:
+        closed = asyncio.create_task(replica.closed_after_death())
+        os.kill(bench.directory.reports[-1].engine_pid or 0, signal.SIGKILL)
+        await asyncio.wait_for(closed, 5.0)
+        assert replica.cause is not None
+        assert "died (exit status -9)" in replica.cause
+        assert "fake engine listens" in replica.cause
+        assert (await bench.directory.table()).endpoints == ()
+        bench.assert_nothing_left()
+
+
+async def test_an_engine_that_says_it_is_not_well_is_given_up(bench: Bench) -> None:
+    async with bench.started() as replica:
+        await tell(await bench.endpoint(), health_status=503)
+        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+        assert "says it is not well" in (replica.cause or "")
+
+
+async def test_an_engine_that_is_stopped_in_its_tracks_is_given_up(
+    bench: Bench, short: Callable[[str, float], None]
+) -> None:
+    short("HEALTH_TIMEOUT_S", 0.3)
+    short("SILENT_FOR_S", 0.6)
+    async with bench.started() as replica:
+        os.kill(bench.directory.reports[-1].engine_pid or 0, signal.SIGSTOP)
+        await asyncio.wait_for(replica.closed_after_death(), 8.0)
+        assert "silent" in (replica.cause or "")
+        bench.assert_nothing_left()
+
+
+async def test_an_engine_that_runs_requests_and_gives_no_token_is_given_up(
+    bench: Bench, short: Callable[[str, float], None]
+) -> None:
+    short("STALLED_FOR_S", 0.8)
+    async with bench.started() as replica:
+        endpoint = await bench.endpoint()
+        waiting = asyncio.create_task(stream(endpoint, 1, 600.0))
+        await asyncio.wait_for(replica.closed_after_death(), 8.0)
+        assert "gave no token" in (replica.cause or "")
+        with suppress(aiohttp.ClientError):
+            await waiting
+
+
+async def test_a_slow_but_steady_engine_is_left_alone(bench: Bench, short: Callable[[str, float], None]) -> None:
+    short("STALLED_FOR_S", 0.8)
+    async with bench.started() as replica:
+        assert b"[DONE]" in await stream(await bench.endpoint(), 5, 0.4)
+        assert replica.cause is None
+
+
+async def test_an_idle_engine_that_is_well_and_generates_nothing_any_more_is_given_up(
+    bench: Bench, short: Callable[[str, float], None]
+) -> None:
+    """/health stays at 200; only the token it is asked for now and then tells."""
+    short("PROBE_AFTER_IDLE_S", 0.2)
+    async with bench.started() as replica:
+        await tell(await bench.endpoint(), generates=False)
+        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+        assert "token" in (replica.cause or "")
+
+
+async def test_an_idle_engine_that_is_well_and_hangs_on_tokens_is_given_up_like_a_stalled_one(
+    bench: Bench, short: Callable[[str, float], None]
+) -> None:
+    short("PROBE_AFTER_IDLE_S", 0.2)
+    short("STALLED_FOR_S", 0.5)
+    short("SILENT_FOR_S", 0.5)
+    async with bench.started() as replica:
+        await tell(await bench.endpoint(), manner={"hang": True})
+        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+        assert replica.cause is not None
+
+
+async def test_a_gpu_that_cannot_be_read_once_does_not_end_the_reports(bench: Bench) -> None:
+    async with bench.started():
+        failures = iter([True])
+
+        def read(uuids: tuple[str, ...]) -> tuple[GpuReading, ...]:
+            if next(failures, False):
+                raise RuntimeError("NVML: unknown error")
+            return ()
+
+        bench.read_gpus = read
+        await asyncio.sleep(0.3)
+        seen = len(bench.directory.reports)
+        await until(lambda: len(bench.directory.reports) > seen + 2, within_s=2.0)
+
+
+async def test_a_metrics_page_that_is_an_error_page_does_not_end_the_reports(bench: Bench) -> None:
+    async with bench.started():
+        await tell(await bench.endpoint(), metrics_page="Internal Server Error")
+        await asyncio.sleep(0.3)
+        seen = len(bench.directory.reports)
+        await until(lambda: len(bench.directory.reports) > seen + 2, within_s=2.0)
+
+
+async def test_it_comes_back_after_the_directory_was_away(bench: Bench) -> None:
+    async with bench.started():
+        bench.directory.away = True
+        await asyncio.sleep(0.4)
+        bench.directory.away = False
+        seen = len(bench.directory.reports)
+        await until(lambda: len(bench.directory.reports) > seen)
+
+
+# Drain.
+
+
+async def test_running_streams_finish_before_the_engine_stops(bench: Bench) -> None:
+    async with bench.started() as replica:
+        endpoint = await bench.endpoint()
+        streams = [asyncio.create_task(stream(endpoint, 20, 0.05)) for _ in range(5)]
+        await until(lambda: bench.directory.reports[-1].load.running == 5)
+        await replica.drain()
+        assert [text.endswith(b"[DONE]\n\n") for text in await asyncio.gather(*streams)] == [True] * 5
+        assert bench.directory.states[-1] is ReplicaState.DRAINING
+        bench.assert_nothing_left()
+
+
+async def test_a_stream_longer_than_the_drain_may_last_is_cut_off(bench: Bench) -> None:
+    async with bench.started(drain_timeout_s=0.6) as replica:
+        endless = asyncio.create_task(stream(await bench.endpoint(), 10_000, 0.05))
+        await until(lambda: bench.directory.reports[-1].load.running == 1)
+        began_s = time.monotonic()
+        await replica.drain()
+        assert 0.5 < time.monotonic() - began_s < 5.0
+        bench.assert_nothing_left()
+        with pytest.raises(aiohttp.ClientError):
+            await endless
+
+
+async def test_the_engine_runs_until_every_gateway_knows_that_it_drains(bench: Bench) -> None:
+    async with bench.started() as replica:
+        endpoint = await bench.endpoint()
+        quick = asyncio.create_task(keep_polling(bench.directory, "quick"))
+        before = await bench.directory.poll("slow", "", 0, 0.0, {})  # a gateway busy with something else for a while
+        draining = asyncio.create_task(replica.drain())
+        await asyncio.sleep(1.0)
+        assert not draining.done()
+        assert b"[DONE]" in await stream(endpoint, 1, 0.0)  # what the slow gateway still sends is served
+        news = await bench.directory.poll("slow", before.epoch, before.version, 0.0, {})
+        assert (news.endpoints, news.draining) == ((), (bench.id,))
+        await bench.directory.poll("slow", news.epoch, news.version, 0.0, {})
+        await asyncio.wait_for(draining, 5.0)
+        quick.cancel()
+
+
+async def test_a_gateway_that_never_answers_is_waited_for_only_so_long(
+    bench: Bench, short: Callable[[str, float], None]
+) -> None:
+    short("GATEWAYS_WAIT_S", 0.3)
+    async with bench.started() as replica:
+        await bench.directory.poll("deaf", "", 0, 0.0, {})
+        await asyncio.wait_for(replica.drain(), 5.0)
+        bench.assert_nothing_left()
+
+
+async def test_a_drain_without_a_directory_still_lets_streams_finish(bench: Bench) -> None:
+    async with bench.started() as replica:
+        running = asyncio.create_task(stream(await bench.endpoint(), 20, 0.05))
+        await until(lambda: bench.directory.reports[-1].load.running == 1)
+        bench.directory.away = True
+        await asyncio.wait_for(replica.drain(), 8.0)
+        assert (await running).endswith(b"[DONE]\n\n")
+        bench.assert_nothing_left()
+
+
+async def test_a_drain_with_a_directory_that_never_answers_ends(
+    bench: Bench, short: Callable[[str, float], None]
+) -> None:
+    short("GATEWAYS_WAIT_S", 0.3)
+    async with bench.started(drain_timeout_s=1.0) as replica:
+        bench.directory.report_gate.clear()
+        bench.directory.withdraw_takes_s = 600.0
+        await asyncio.wait_for(replica.drain(), 8.0)
+        bench.assert_nothing_left()
+
+
+async def test_a_drain_ends_soon_when_the_engine_dies_meanwhile(bench: Bench) -> None:
+    async with bench.started() as replica:
+        running = asyncio.create_task(stream(await bench.endpoint(), 10_000, 0.05))
+        await until(lambda: bench.directory.reports[-1].load.running == 1)
+        draining = asyncio.create_task(replica.drain())
+        await asyncio.sleep(0.3)
+        os.kill(bench.directory.reports[-1].engine_pid or 0, signal.SIGKILL)
+        await asyncio.wait_for(draining, 5.0)
+        bench.assert_nothing_left()
+        with pytest.raises(aiohttp.ClientError):
+            await running
+
+
+async def test_a_drain_during_an_error_page_of_metrics_still_stops_the_engine(bench: Bench) -> None:
+    async with bench.started(drain_timeout_s=1.0) as replica:
+        await tell(await bench.endpoint(), metrics_page="Internal Server Error")
+        await asyncio.wait_for(replica.drain(), 8.0)
+        bench.assert_nothing_left()
+
+
+async def test_a_dead_engine_is_not_drained(bench: Bench) -> None:
+    async with bench.started() as replica:
+        os.kill(bench.directory.reports[-1].engine_pid or 0, signal.SIGKILL)
+        await replica.closed_after_death()
+        await asyncio.wait_for(replica.drain(), 2.0)
+        assert ReplicaState.DRAINING not in bench.directory.states
+
+
+async def test_draining_while_the_engine_loads_stops_it_and_fails_the_start(bench: Bench) -> None:
+    replica = bench.replica(FakeKind(well_after_s=600, child=True))
+    starting = asyncio.create_task(replica.start())
+    await until(lambda: len(bench.processes()) == 2)
+    await asyncio.wait_for(replica.drain(), 5.0)
+    with pytest.raises(FailedError):
+        await asyncio.wait_for(starting, 5.0)
+    bench.assert_nothing_left()
+
+
+async def test_draining_before_the_engine_is_started_starts_none(bench: Bench) -> None:
+    """The start hangs on its first report to the directory, between lease and engine."""
+    bench.directory.report_gate.clear()
+    replica = bench.replica(FakeKind())
+    starting = asyncio.create_task(replica.start())
+    await until(lambda: bool(bench.directory.reports))
+    await asyncio.wait_for(replica.drain(), 5.0)
+    bench.directory.report_gate.set()
+    try:
+        with pytest.raises(FailedError):
+            await asyncio.wait_for(starting, 5.0)
+        bench.assert_nothing_left()
+    finally:
+        await replica.close()
+
+
+async def test_draining_before_the_lease_is_taken_gives_it_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = bench.lease
+    monkeypatch.setattr(bench, "lease", lambda: (time.sleep(0.5), take())[1])
+    replica = bench.replica(FakeKind())
+    starting = asyncio.create_task(replica.start())
+    await asyncio.sleep(0.1)
+    await replica.drain()
+    with pytest.raises(FailedError, match="stopped while it started"):
+        await starting
+    bench.assert_nothing_left()
+
+
+async def test_a_start_cancelled_while_the_lease_is_taken_gives_it_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = bench.lease
+    monkeypatch.setattr(bench, "lease", lambda: (time.sleep(0.5), take())[1])
+    starting = asyncio.create_task(bench.replica(FakeKind()).start())
+    await asyncio.sleep(0.1)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await asyncio.sleep(1.0)
+    bench.assert_nothing_left()
+
+
+async def test_a_replica_that_drains_is_never_announced_as_ready_afterwards(bench: Bench) -> None:
+    """Its engine gives the first token while the drain waits for a slow directory."""
+    bench.directory.withdraw_takes_s = 1.2
+    replica = bench.replica(FakeKind(well_after_s=0.6))
+    starting = asyncio.create_task(replica.start())
+    await until(lambda: len(bench.processes()) == 1)
+    await replica.drain()
+    with pytest.raises(FailedError):
+        await asyncio.wait_for(starting, 5.0)
+    assert ReplicaState.READY not in bench.directory.states
+    seen = len(bench.directory.reports)
+    await asyncio.sleep(0.4)
+    assert len(bench.directory.reports) == seen
+    bench.assert_nothing_left()
+
+
+async def test_closing_twice_and_after_a_drain_is_harmless(bench: Bench) -> None:
+    async with bench.started() as replica:
+        await replica.drain()
+        await replica.close()
+        await replica.close()
+        bench.assert_nothing_left()
+
+
+async def test_two_replicas_of_a_host_share_nothing(bench: Bench, tmp_path: Path) -> None:
+    one, two = FakeKind(), FakeKind()
+    other = Bench(bench.folder)
+    async with bench.started(one), other.started(two):
+        assert one.seat is not None
+        assert two.seat is not None
+        assert {one.seat.gpu_uuids, two.seat.gpu_uuids} == {("GPU-0",), ("GPU-1",)}
+        assert {one.seat.port, *one.seat.inner_ports}.isdisjoint({two.seat.port, *two.seat.inner_ports})
+        assert one.seat.api_key != two.seat.api_key
+        assert one.seat.log_path != two.seat.log_path

@@ -1,0 +1,111 @@
+"""`raylane calibrate`: which cases of runs become rows, and what it prints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from raylane.benchmarks.plan import BenchmarkPlan
+from raylane.benchmarks.results import CaseResult, Estimate, RunResults, StreamResult, Summary
+from raylane.benchmarks.run_folder import Run
+from raylane.cli.calibrate import calibrate_command, rows_of_runs
+from raylane.cluster.errors import UsageError
+from raylane.deployments.simulator.calibration import H200_ROWS
+from raylane.deployments.simulator.constants import ConstantsFile
+
+BASE = {"model": "builtin:llama-3-8b-shape", "gpu": "L40S"}
+
+
+def summary(value: float) -> Summary:
+    middle = Estimate(value=value, low=None, high=None)
+    return Summary(samples=50, mean=value, p50=middle, p90=middle, p95=middle, p99=None)
+
+
+def result(case: str, *, valid: bool = True) -> CaseResult:
+    stream = StreamResult(
+        stream="m", model="m", attempted=50, completed=50, errors={}, ttft_ms=summary(80), ttft_from_schedule_ms=None,
+        tpot_ms=summary(25), itl_ms=None, e2e_ms=None, dispatch_lag_ms=None, requests_per_s=1, output_tokens_per_s=400,
+        input_tokens_per_s=1, goodput_rps=None, attainment=None,
+    )  # fmt: skip
+    return CaseResult(
+        case=case, complete=True, valid=valid, reasons=(), window_start_s=0, window_s=60, client_cpu_share=None,
+        output_tokens_per_s=400, streams=(stream,), energy=None,
+    )  # fmt: skip
+
+
+def run(*, simulated: bool = False, invalid: str = "") -> Run:
+    loads: dict[str, dict[str, Any]] = {
+        "c4": {"shape": "concurrency", "concurrency": 4},
+        "c1": {"shape": "concurrency", "concurrency": 1},
+        "c16": {"shape": "concurrency", "concurrency": 16},
+        "open": {"shape": "poisson", "rate_rps": 2},
+    }
+    cases = [
+        {
+            "name": name,
+            "duration_s": 60,
+            "streams": [{"model": "m", "load": load, "input_tokens": 512, "output_tokens": 128}],
+        }
+        for name, load in loads.items()
+    ]
+    plan = BenchmarkPlan.from_data({"name": "sweep", "base_url": "http://x", "cases": cases}, "test")
+    found = RunResults(
+        run_id="r1",
+        plan_name="sweep",
+        started_at="2026-01-01T00:00:00Z",
+        complete=True,
+        simulated=simulated,
+        cases=tuple(result(name, valid=name != invalid) for name in loads),
+    )
+    empty = pd.DataFrame()
+    return Run(Path("r1"), plan, {}, {}, found, empty, empty, empty)
+
+
+def test_closed_loop_cases_become_rows_every_other_one_held_out() -> None:
+    rows = rows_of_runs([run()], BASE, None)
+    assert [(row.id, row.concurrency, row.use) for row in rows] == [
+        ("r1/c1", 1, "fit"),
+        ("r1/c4", 4, "held out"),
+        ("r1/c16", 16, "fit"),
+    ]
+    assert rows[0].measured() == {"ttft_p50_ms": 80, "tpot_p50_ms": 25, "output_tokens_per_s": 400}
+
+
+def test_named_cases_are_fitted_and_invalid_ones_left_out() -> None:
+    rows = rows_of_runs([run(invalid="c4")], BASE, ["r1/c16"])
+    assert [(row.id, row.use) for row in rows] == [("r1/c1", "held out"), ("r1/c16", "fit")]
+
+
+def test_simulated_runs_are_no_measurements() -> None:
+    with pytest.raises(UsageError, match="r1: a simulated run"):
+        rows_of_runs([run(simulated=True)], BASE, None)
+
+
+def test_a_case_that_is_not_there_is_named() -> None:
+    with pytest.raises(UsageError, match=r"r1/c99.*r1/c16"):
+        rows_of_runs([run()], BASE, ["r1/c99"])
+
+
+def test_run_folders_need_a_model_and_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--model and --gpu"):
+        calibrate_command([tmp_path])
+
+
+def test_constants_are_written_in_the_simulators_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "constants.yaml"
+    calibrate_command([H200_ROWS], out=out, json_output=True)
+    printed = json.loads(capsys.readouterr().out)
+    (entry,) = ConstantsFile.from_yaml(out).constants
+    assert entry.gpu == printed["gpu"] == "H200-SXM"
+    assert entry.bandwidth_share == pytest.approx(printed["bandwidth_share"], abs=1e-4)
+    assert printed["held_out_mean_error"]["output_tokens_per_s"] < 0.1
+
+
+def test_the_table_says_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate_command([H200_ROWS])
+    shown = capsys.readouterr().out
+    assert "SIMULATED" in shown
+    assert yaml.safe_load(shown[shown.index("constants:") :])["constants"][0]["trust"] == "calibrated"

@@ -1,0 +1,207 @@
+"""The exact command lines and environments of `vllm serve`, and that the installed vLLM takes every flag of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raylane.cluster.allreduce import AllReduceSettings
+from raylane.deployments.config import ModelConfig
+from raylane.deployments.engines.base import EngineLoad, Seat, read_load
+from raylane.deployments.engines.vllm import VllmEngine
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "engines"
+NO_LINKS = AllReduceSettings((), custom_all_reduce=True, reason="test")
+HOST_MEMORY = AllReduceSettings((("NCCL_P2P_DISABLE", "1"),), custom_all_reduce=False, reason="test")
+ALWAYS = ("--model", "org/m", "--served-model-name", "tiny", "--host", "10.0.0.7", "--port", "20000") + (
+    "--uvicorn-log-level",
+    "warning",
+    "--disable-uvicorn-access-log",
+)
+KEY = "key-that-nobody-may-see"
+
+CASES: dict[str, tuple[dict[str, Any], AllReduceSettings, tuple[str, ...]]] = {
+    "CPU, one process": (
+        {"engine": {"device": "cpu", "dtype": "bfloat16", "max_model_len": 512, "max_num_seqs": 8}},
+        NO_LINKS,
+        ("--tensor-parallel-size", "1", "--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "8"),
+    ),
+    "a pair of GPUs": (
+        {"tensor_parallel": 2, "engine": {"quantization": "awq", "dtype": "float16"}},
+        NO_LINKS,
+        ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp", "--gpu-memory-utilization", "0.9")
+        + ("--dtype", "float16", "--quantization", "awq"),
+    ),
+    "a pair that goes through host memory": (
+        {"tensor_parallel": 2},
+        HOST_MEMORY,
+        ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp", "--gpu-memory-utilization", "0.9")
+        + ("--dtype", "auto", "--disable-custom-all-reduce"),
+    ),
+    "stages": (
+        {"pipeline_parallel": 2},
+        NO_LINKS,
+        ("--tensor-parallel-size", "1", "--pipeline-parallel-size", "2", "--distributed-executor-backend", "mp")
+        + ("--gpu-memory-utilization", "0.9", "--dtype", "auto"),
+    ),
+    "speculative decoding": (
+        {"engine": {"speculative": {"method": "ngram", "num_speculative_tokens": 4}}},
+        NO_LINKS,
+        ("--tensor-parallel-size", "1", "--gpu-memory-utilization", "0.9", "--dtype", "auto")
+        + ("--speculative-config", '{"method": "ngram", "num_speculative_tokens": 4}'),
+    ),
+    "custom all-reduce turned off by hand": (
+        {"tensor_parallel": 2, "engine": {"disable_custom_all_reduce": True}},
+        NO_LINKS,
+        ("--tensor-parallel-size", "2", "--distributed-executor-backend", "mp", "--gpu-memory-utilization", "0.9")
+        + ("--dtype", "auto", "--disable-custom-all-reduce"),
+    ),
+    "everything that can be said": (
+        {
+            "engine": {
+                "gpu_memory_utilization": 0.8,
+                "max_num_batched_tokens": 2048,
+                "block_size": 32,
+                "kv_cache_dtype": "fp8",
+                "load_format": "dummy",
+                "seed": 7,
+                "enforce_eager": True,
+                "trust_remote_code": True,
+                "enable_prefix_caching": True,
+                "extra_args": ["--max-logprobs", "5"],
+            }
+        },
+        NO_LINKS,
+        ("--tensor-parallel-size", "1", "--gpu-memory-utilization", "0.8", "--dtype", "auto")
+        + ("--max-num-batched-tokens", "2048", "--block-size", "32", "--kv-cache-dtype", "fp8")
+        + ("--load-format", "dummy", "--seed", "7", "--enforce-eager", "--trust-remote-code")
+        + ("--enable-prefix-caching", "--max-logprobs", "5"),
+    ),
+    "no prefix caching": (
+        {"engine": {"enable_prefix_caching": False}},
+        NO_LINKS,
+        ("--tensor-parallel-size", "1", "--gpu-memory-utilization", "0.9", "--dtype", "auto")
+        + ("--no-enable-prefix-caching",),
+    ),
+}
+# Reads command lines from standard input and lets vLLM's own parser take them.
+PARSE = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = make_arg_parser(FlexibleArgumentParser())
+print(json.dumps([vars(parser.parse_args(line)) for line in json.load(sys.stdin)], default=str))
+"""
+
+
+def model(block: dict[str, Any]) -> ModelConfig:
+    return ModelConfig.from_data({"source": "org/m", **block}, "test")
+
+
+def seat(links: AllReduceSettings = NO_LINKS, gpus: tuple[str, ...] = ()) -> Seat:
+    return Seat("10.0.0.7", 20000, range(20001, 20032), gpus, KEY, Path("/tmp/x.log"), links)
+
+
+def engine(block: dict[str, Any], folder: str = "org/m") -> VllmEngine:
+    return VllmEngine("tiny", model(block), folder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_exact_arguments(case: str) -> None:
+    block, links, expected = CASES[case]
+    assert engine(block).arguments(seat(links)) == ALWAYS + expected
+
+
+def test_the_installed_vllm_takes_every_command_line() -> None:
+    """Imports vLLM in a process of its own (some seconds)."""
+    lines = [list(engine(block).arguments(seat(links))) for block, links, _ in CASES.values()]
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE], input=json.dumps(lines), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    parsed = dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    for case, values in parsed.items():
+        assert (values["model"], values["served_model_name"], values["port"]) == ("org/m", ["tiny"], 20000), case
+        assert values["disable_uvicorn_access_log"] is True
+        assert values["api_key"] is None
+    assert parsed["a pair of GPUs"]["tensor_parallel_size"] == 2
+    assert parsed["stages"]["pipeline_parallel_size"] == 2
+    assert parsed["a pair that goes through host memory"]["disable_custom_all_reduce"] is True
+    assert parsed["a pair of GPUs"]["disable_custom_all_reduce"] is False
+    assert "num_speculative_tokens" in str(parsed["speculative decoding"]["speculative_config"])
+    assert parsed["no prefix caching"]["enable_prefix_caching"] is False
+    full = parsed["everything that can be said"]
+    assert (full["enable_prefix_caching"], full["seed"], full["max_logprobs"]) == (True, 7, 5)
+
+
+def test_the_server_is_started_by_this_interpreter_as_a_module() -> None:
+    launch = engine({}).launch(seat())
+    assert launch.command[:3] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+    assert launch.log_path == Path("/tmp/x.log")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_key_is_in_the_environment_and_never_on_the_command_line(case: str) -> None:
+    block, links, _ = CASES[case]
+    launch = engine(block).launch(seat(links))
+    assert [argument for argument in launch.command if KEY in argument] == []
+    assert launch.env["VLLM_API_KEY"] == KEY
+
+
+def test_gpus_are_named_by_uuid_in_the_order_of_the_lease() -> None:
+    env = engine({"tensor_parallel": 2}).launch(seat(gpus=("GPU-b", "GPU-a"))).env
+    assert env["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
+    assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert "VLLM_CPU_KVCACHE_SPACE" not in env
+
+
+def test_a_cpu_engine_sees_no_gpu_and_shares_the_cores_among_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(12)))
+    block = {"engine": {"device": "cpu", "cpu_kv_cache_gb": 3}, "tensor_parallel": 2, "pipeline_parallel": 2}
+    env = engine(block).launch(seat()).env
+    assert env["CUDA_VISIBLE_DEVICES"] == ""
+    assert (env["VLLM_CPU_KVCACHE_SPACE"], env["OMP_NUM_THREADS"]) == ("3", "3")
+
+
+def test_every_replica_has_inner_ports_and_an_address_of_its_own() -> None:
+    env = engine({}).launch(seat()).env
+    assert (env["VLLM_PORT"], env["VLLM_HOST_IP"]) == ("20001", "10.0.0.7")
+
+
+def test_the_links_ask_through_the_environment_and_the_config_has_the_last_word() -> None:
+    assert engine({}).launch(seat(HOST_MEMORY)).env["NCCL_P2P_DISABLE"] == "1"
+    block = {"engine": {"env": {"NCCL_P2P_DISABLE": "0", "MINE": "x"}}}
+    env = engine(block).launch(seat(HOST_MEMORY)).env
+    assert (env["NCCL_P2P_DISABLE"], env["MINE"]) == ("0", "x")
+
+
+def test_a_local_folder_asks_no_hub(tmp_path: Path) -> None:
+    assert engine({}, str(tmp_path)).launch(seat()).env["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in engine({}, "org/m").launch(seat()).env
+
+
+def test_no_usage_is_sent_home() -> None:
+    assert engine({}).launch(seat()).env["VLLM_NO_USAGE_STATS"] == "1"
+
+
+def test_the_load_on_a_page_of_vllms_metrics() -> None:
+    load = read_load((FIXTURES / "vllm_metrics.txt").read_text(), VllmEngine.gauges)
+    assert load == EngineLoad(7, 5, 0.125, 1024.0, 4096.0)
+
+
+@pytest.mark.parametrize(
+    ("page", "load"),
+    [
+        pytest.param("", EngineLoad(), id="an empty page knows nothing"),
+        pytest.param("Internal Server Error", EngineLoad(), id="an error page knows nothing"),
+        pytest.param('vllm:gpu_cache_usage_perc{engine="0"} 0.5', EngineLoad(kv_use=0.5), id="the older name of KV use"),
+        pytest.param("vllm:num_requests_running 0", EngineLoad(running=0), id="none running is not unknown"),
+        pytest.param("# vllm:num_requests_running 9", EngineLoad(), id="a comment is no sample"),
+        pytest.param("vllm:num_requests_running 2.0 1769000000000", EngineLoad(running=2), id="a sample with a time"),
+    ],
+)
+def test_pages_that_say_less(page: str, load: EngineLoad) -> None:
+    assert read_load(page, VllmEngine.gauges) == load
