@@ -1,0 +1,264 @@
+"""The whole thread on real engines: deploy, serve through the gateway, edit, drain, break, replace.
+
+The tests share one cluster and build on each other's deployments, in the order of this file: engine starts are what takes
+the time on two cores.
+"""
+
+import concurrent.futures
+import http.client
+import json
+import os
+import signal
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import openai
+import pytest
+import ray
+from conftest import PORT, Cluster, until
+from nbclient import NotebookClient
+from ray import serve
+from raylane.benchmarks import load_run
+from raylane.benchmarks.plan import BenchmarkPlan
+from raylane.cli.bench import run_with_progress
+from raylane.cli.report import report
+from raylane.cluster.errors import FailedError
+from raylane.cluster.processes import processes_with
+from raylane.deployments.engines.process import MARK
+from raylane.deployments.ray_directory import directory_actor
+from raylane.deployments.rollout import delete, deploy
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
+ROOT = Path(__file__).resolve().parents[2]
+ONE = {"one": {}}
+TWO = {"one": {}, "two": {"replicas": {"min": 1, "max": 2}, "engine": {"max_num_seqs": 32}}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def somebody_elses_application(cluster: Cluster) -> Iterator[None]:
+    """An application that is none of raylane's business and must survive everything."""
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0.1})
+    class Other:
+        def __call__(self) -> int:
+            return os.getpid()
+
+    handle = serve.run(Other.bind(), name="other", route_prefix=None)
+    pid = handle.remote().result(timeout_s=60)
+    yield
+    assert handle.remote().result(timeout_s=60) == pid
+
+
+def test_a_taken_port_is_told_before_anything_starts(cluster: Cluster) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(FailedError, match=rf"gateway\.port: 127\.0\.0\.1:{port}.*in use"):
+            deploy(cluster.config(ONE, port), cluster.api, "test", lambda statuses: None, 60.0)
+    assert [name for name in cluster.api.state().statuses if name.startswith("raylane-")] == []
+
+
+def test_a_model_that_cannot_load_is_told_with_its_log_and_taken_away(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    models = {"broken": {"source": str(tmp_path)}}
+    with pytest.raises(FailedError, match=r"(?s)broken did not come up.*engine ended before it was ready.*log "):
+        deploy(cluster.config(models), cluster.api, "test", lambda statuses: None, 120.0)
+    assert [name for name in cluster.api.state().statuses if name.startswith("raylane-")] == []
+
+
+def test_chat_completions_streaming_and_usage(cluster: Cluster) -> None:
+    cluster.deploy(ONE)
+    client = cluster.client()
+    assert [model.id for model in client.models.list()] == ["one"]
+    chat = client.chat.completions.create(
+        model="one", messages=[{"role": "user", "content": "hello"}], max_tokens=8, extra_body={"ignore_eos": True}
+    )
+    assert chat.usage is not None
+    assert chat.usage.completion_tokens == 8
+    whole = client.completions.create(model="one", prompt="The gateway", max_tokens=16, temperature=0)
+    stream = client.completions.create(
+        model="one",
+        prompt="The gateway",
+        max_tokens=16,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage == whole.usage
+
+
+def test_errors_have_openais_shape(cluster: Cluster) -> None:
+    client = cluster.client()
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.completions.create(model="nobody", prompt="x")
+    assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError, match="2048"):  # the engine's own message, passed through
+        client.completions.create(model="one", prompt=[70] * 3000, max_tokens=10)
+    with pytest.raises(openai.BadRequestError, match="model"):
+        client.post("/completions", body={"prompt": "x"}, cast_to=object)
+
+
+def test_a_client_that_leaves_ends_the_engines_work(cluster: Cluster) -> None:
+    replica = cluster.ready("one")[0]
+    body = {"model": "one", "prompt": "x", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    connection.getresponse().read(100)
+    until(lambda: running(replica.url, replica.api_key) == 1, 5.0)
+    connection.close()
+    until(lambda: running(replica.url, replica.api_key) == 0, 5.0)
+
+
+def running(url: str | None, key: str | None) -> int:
+    """Requests that the engine says it is working on."""
+    request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
+    page = urllib.request.urlopen(request, timeout=10).read().decode()
+    return int(sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("vllm:num_requests_running")))
+
+
+def test_an_engine_refuses_whoever_has_not_its_key(cluster: Cluster) -> None:
+    url = cluster.ready("one")[0].url
+    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": "Bearer any"})
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=10)
+
+
+def test_a_benchmark_its_report_and_the_notebook(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = {
+        "model": "one",
+        "load": {"shape": "poisson", "rate_rps": 8},
+        "input_tokens": 32,
+        "output_tokens": 16,
+        "slo": {"ttft_ms": 2000, "tpot_ms": 500},
+    }
+    plan = BenchmarkPlan.model_validate(
+        {
+            "name": "in-ci",
+            "base_url": cluster.url,
+            "cases": [{"name": "only", "duration_s": 6, "streams": [stream]}],
+            "cost": {"one": {"price": "cpu-demo"}},
+        }
+    )
+    folder = run_with_progress(plan, tmp_path, simulated=False)
+    only = load_run(folder).summary.cases[0].streams[0]
+    assert only.completed == only.attempted > 20
+    report([folder])
+    printed = capsys.readouterr().out
+    assert "TTFT" in printed
+    assert "$" in printed
+    assert "<svg" in (folder / "report.html").read_text()
+    monkeypatch.setenv("RAYLANE_RUN", str(folder))
+    notebook = nbformat.read(ROOT / "notebooks" / "01_first_benchmark.ipynb", as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "outputs are stripped in git"
+    done = NotebookClient(notebook, timeout=120).execute()
+    assert any("image/png" in output.get("data", {}) for cell in done.cells for output in cell.get("outputs", []))
+
+
+def test_adding_and_editing_a_model_leaves_the_others_alone(cluster: Cluster) -> None:
+    pid_of_one = cluster.ready("one")[0].engine_pid
+    cluster.deploy(TWO)
+    pid_of_two = cluster.ready("two")[0].engine_pid
+    edited = {**TWO, "two": {**TWO["two"], "engine": {"max_num_seqs": 48}}}
+    cluster.deploy(edited)
+    until(lambda: [r.engine_pid for r in cluster.ready("two")] not in ([], [pid_of_two]), 60.0)
+    assert [r.engine_pid for r in cluster.ready("one")] == [pid_of_one]
+    bounds = {**edited, "one": {"replicas": {"min": 1, "max": 3}}}
+    pids = {r.engine_pid for r in cluster.ready()}
+    cluster.deploy(bounds)
+    assert {r.engine_pid for r in cluster.ready()} == pids
+
+
+def test_a_draining_replica_finishes_its_streams(cluster: Cluster) -> None:
+    cluster.api.scale("two", 2)
+    until(lambda: len(cluster.ready("two")) == 2, 120.0)
+    ends: list[tuple[int, float]] = []
+
+    def long_stream(number: int) -> None:
+        stream = cluster.client().completions.create(
+            model="two",
+            prompt=f"stream {number}",
+            max_tokens=1900,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        last = list(stream)[-1]
+        assert last.usage is not None
+        ends.append((last.usage.completion_tokens, time.monotonic()))
+
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        streams = [pool.submit(long_stream, number) for number in range(20)]
+        until(lambda: all((r.load.running or 0) > 5 for r in cluster.ready("two")), 30.0)
+        cluster.api.scale("two", 1)
+        asked_s = time.monotonic()
+        until(lambda: len(cluster.ready("two")) == 1, 15.0)
+        for stream in streams:
+            stream.result(timeout=300)
+    assert [tokens for tokens, _ in ends] == [1900] * 20
+    assert max(end_s for _, end_s in ends) - asked_s > 10.0, "the streams must outlast the request to scale down"
+    until(lambda: cluster.api.state().statuses["raylane-model-two"].running_replicas == 1, 60.0)
+
+
+def engine_core(replica_id: str) -> int:
+    return next(
+        pid for pid in processes_with(MARK, replica_id) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+
+
+def supervisor_of(engine_pid: int) -> int:
+    return int(Path(f"/proc/{engine_pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def replica_actor_of(model: str) -> int:
+    """The process id of the Serve replica of a model."""
+    from ray.util.state import list_actors
+
+    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    return next(actor.pid for actor in actors if f"raylane-model-{model}#replica" in actor.name)
+
+
+@pytest.mark.parametrize("victim", ["engine core", "supervisor", "replica actor"])
+def test_whatever_is_killed_nothing_is_left_and_another_replica_comes(cluster: Cluster, victim: str) -> None:
+    old = cluster.ready("two")[0]
+    assert old.engine_pid is not None
+    pid = {
+        "engine core": lambda: engine_core(old.replica_id),
+        "supervisor": lambda: supervisor_of(old.engine_pid or 0),
+        "replica actor": lambda: replica_actor_of("two"),
+    }[victim]()
+    os.kill(pid, signal.SIGKILL)
+    gone_s = until(lambda: not processes_with(MARK, old.replica_id), 10.0)
+    assert gone_s < 5.0
+    until(lambda: cluster.ready("two") and cluster.ready("two")[0].replica_id != old.replica_id, 180.0)
+    answer = cluster.client().completions.create(model="two", prompt="x", max_tokens=2, extra_body={"ignore_eos": True})
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 2
+
+
+def test_requests_go_on_while_the_directory_is_away(cluster: Cluster) -> None:
+    ray.kill(directory_actor(), no_restart=False)
+    for _ in range(30):
+        cluster.client().completions.create(model="one", prompt="x", max_tokens=2)
+        time.sleep(0.1)
+    until(lambda: len(cluster.ready("one")) == 1, 20.0)
+
+
+def test_delete_takes_one_model_or_all_of_ours(cluster: Cluster) -> None:
+    assert delete(cluster.api, ["two"]) == ["two"]
+    assert [r.model for r in cluster.ready()] == ["one"]
+    with pytest.raises(openai.NotFoundError):
+        cluster.client().completions.create(model="two", prompt="x")
+    delete(cluster.api, [])
+    assert cluster.ready() == []
+    assert list(cluster.api.state().statuses) == ["other"]

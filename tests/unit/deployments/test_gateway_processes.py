@@ -1,0 +1,340 @@
+"""A gateway of two real worker processes on one port: tables, dead workers, stopping, and ports of others."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from fake_engine import FakeEngine, serving
+
+from raylane.cluster.errors import FailedError
+from raylane.deployments.config import GatewayConfig
+from raylane.deployments.directory import Directory
+from raylane.deployments.gateway.gateway import Gateway, process_count
+from raylane.deployments.reports import ModelTraffic, ReplicaReport, ReplicaState
+
+KEY = "engine-key"
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that nobody else gets meanwhile; bound, not listening, it takes no connections from the workers."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
+def report(engine: FakeEngine, replica: str = "r", state: ReplicaState = ReplicaState.READY) -> ReplicaReport:
+    return ReplicaReport(replica, "tiny", state, engine.url, KEY, "127.0.0.1")
+
+
+class Running:
+    """A started gateway, its directory and one engine."""
+
+    def __init__(self, gateway: Gateway, directory: Directory, engine: FakeEngine, port: int) -> None:
+        self.gateway = gateway
+        self.directory = directory
+        self.engine = engine
+        self.url = f"http://127.0.0.1:{port}"
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers, children of this process."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    if parent == os.getpid() and b"raylane.deployments.gateway.worker" in (entry / "cmdline").read_bytes():
+                        found.append(int(entry.name))
+        return found
+
+    async def models(self) -> list[str]:
+        """One fresh connection, so the kernel picks a worker."""
+        async with aiohttp.ClientSession() as session, session.get(self.url + "/health") as answer:
+            listed: list[str] = (await answer.json())["models"]
+            return listed
+
+    async def on_every_worker(self) -> set[str]:
+        """What 16 fresh connections see: all workers, but for a chance of 1 in 30,000."""
+        return {json.dumps(await self.models()) for _ in range(16)}
+
+    async def traffic(self) -> ModelTraffic:
+        snapshot = await self.directory.snapshot()
+        return next(iter(snapshot.gateways.values()), {}).get("tiny", ModelTraffic())
+
+    async def post(self, **fake: Any) -> tuple[int, bytes]:
+        body = {"model": "tiny", "stream": True, "fake": fake}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(self.url + "/v1/completions", json=body) as answer,
+        ):
+            return answer.status, await answer.read()
+
+
+async def until(condition: Callable[[], Any], within_s: float = 8.0) -> None:
+    """Wait until a plain or awaitable condition holds."""
+    deadline_s = time.monotonic() + within_s
+    while True:
+        held = condition()
+        if await held if asyncio.iscoroutine(held) else held:
+            return
+        assert time.monotonic() < deadline_s, f"not within {within_s} s"
+        await asyncio.sleep(0.05)
+
+
+async def announced(running: Running) -> None:
+    await running.directory.report(report(running.engine))
+
+    async def known() -> bool:
+        return await running.on_every_worker() == {'["tiny"]'}
+
+    await until(known)
+
+
+@asynccontextmanager
+async def gateway(processes: int = 2) -> AsyncIterator[Running]:
+    with reserved_port() as port:
+        async with serving(KEY) as engine:
+            directory = Directory()
+            made = Gateway(GatewayConfig(port=port, processes_per_host=processes), directory)
+            await made.start()
+            running = Running(made, directory, engine, port)
+            try:
+                yield running
+            finally:
+                await asyncio.wait_for(made.stop(0.0), 10)
+                assert running.workers() == []
+
+
+async def test_tables_reach_every_worker_and_requests_reach_the_engine() -> None:
+    async with gateway() as running:
+        assert len(running.workers()) == 2
+        await announced(running)
+        assert await asyncio.gather(*(running.post() for _ in range(10))) == [(200, running.engine.sent[0])] * 10
+        assert {seen.headers["authorization"] for seen in running.engine.seen} == {f"Bearer {KEY}"}
+        await running.directory.withdraw("r")
+        await running.directory.set_models(("other",))
+
+        async def changed() -> bool:
+            return await running.on_every_worker() == {'["other"]'}
+
+        await until(changed)
+
+
+async def test_a_drain_is_acknowledged_once_every_worker_knows() -> None:
+    async with gateway() as running:
+        await announced(running)
+        version = await running.directory.report(report(running.engine, state=ReplicaState.DRAINING))
+        began_s = time.monotonic()
+        assert await running.directory.acknowledged(version, 10.0)
+        assert time.monotonic() - began_s < 1.5
+        assert {(await running.post())[0] for _ in range(16)} == {503}
+
+
+async def test_a_stopped_worker_keeps_a_drain_waiting() -> None:
+    async with gateway() as running:
+        await announced(running)
+        asleep = running.workers()[0]
+        os.kill(asleep, signal.SIGSTOP)
+        try:
+            version = await running.directory.report(report(running.engine, state=ReplicaState.DRAINING))
+            assert not await running.directory.acknowledged(version, 1.5)
+        finally:
+            os.kill(asleep, signal.SIGCONT)
+        assert await running.directory.acknowledged(version, 5.0)
+
+
+async def test_a_killed_worker_is_replaced_and_knows_the_table() -> None:
+    async with gateway() as running:
+        await announced(running)
+        before = set(running.workers())
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)
+        await until(lambda: len(set(running.workers()) - {victim}) == 2)
+        await asyncio.sleep(1.0)  # it starts to listen
+
+        async def known() -> bool:
+            return await running.on_every_worker() == {'["tiny"]'}
+
+        await until(known)
+        running.gateway.check()
+        version = await running.directory.report(report(running.engine, state=ReplicaState.DRAINING))
+        assert await running.directory.acknowledged(version, 5.0)
+
+
+async def test_requests_are_counted_over_all_workers_and_survive_a_worker() -> None:
+    async with gateway() as running:
+        await announced(running)
+        await asyncio.gather(*(running.post() for _ in range(12)))
+
+        async def counted(received: int) -> bool:
+            return (await running.traffic()).completed == received
+
+        await until(lambda: counted(12))
+        os.kill(running.workers()[0], signal.SIGKILL)
+        await until(lambda: len(running.workers()) == 2)
+        await until(lambda: counted(12))
+        async with aiohttp.ClientSession() as session, session.get(running.url + "/metrics") as answer:
+            page = await answer.text()
+        assert 'raylane_gateway_requests_total{model="tiny",outcome="200"} 12.0' in page
+
+
+async def test_requests_that_a_worker_took_into_its_death_are_not_open_for_ever() -> None:
+    async with gateway(processes=1) as running:
+        await announced(running)
+        streams = [asyncio.create_task(running.post(events=10_000, each_s=0.05)) for _ in range(3)]
+
+        async def open_now(count: int) -> bool:
+            return (await running.traffic()).open == count
+
+        await until(lambda: open_now(3))
+        os.kill(running.workers()[0], signal.SIGKILL)
+        ended = await asyncio.gather(*streams, return_exceptions=True)
+        assert [isinstance(error, aiohttp.ClientError) for error in ended] == [True] * 3
+        await until(lambda: open_now(0), within_s=5.0)
+        assert (await running.traffic()).received == 3
+
+
+async def test_counters_never_go_back_when_a_worker_dies() -> None:
+    async with gateway(processes=1) as running:
+        await announced(running)
+        for _ in range(5):
+            await running.post()
+
+        async def counted() -> bool:
+            return (await running.traffic()).received == 5
+
+        await until(counted)
+        os.kill(running.workers()[0], signal.SIGKILL)
+        seen = []
+        for _ in range(60):
+            seen.append((await running.traffic()).received)
+            await asyncio.sleep(0.05)
+        assert set(seen) == {5}
+
+
+async def test_stop_lets_open_streams_finish_and_takes_no_new_connections() -> None:
+    async with gateway() as running:
+        await announced(running)
+        streams = [asyncio.create_task(running.post(events=20, each_s=0.1)) for _ in range(6)]
+        await until(lambda: running.engine.running == 6)
+        stopping = asyncio.create_task(running.gateway.stop(30.0))
+        await asyncio.sleep(0.7)
+        with pytest.raises(aiohttp.ClientError):
+            await running.models()
+        assert not stopping.done()
+        done = await asyncio.gather(*streams)
+        assert [(status, text.endswith(b"[DONE]\n\n")) for status, text in done] == [(200, True)] * 6
+        await asyncio.wait_for(stopping, 5.0)
+        assert running.workers() == []
+        assert (await running.directory.snapshot()).gateways == {}
+
+
+async def test_stop_does_not_wait_longer_than_told() -> None:
+    async with gateway() as running:
+        await announced(running)
+        endless = asyncio.create_task(running.post(events=100_000, each_s=0.05))
+        await until(lambda: running.engine.running == 1)
+        began_s = time.monotonic()
+        await running.gateway.stop(0.5)
+        assert time.monotonic() - began_s < 4.0
+        assert running.workers() == []
+        with pytest.raises(aiohttp.ClientError):
+            await endless
+
+
+async def test_a_client_that_keeps_its_connection_busy_does_not_hold_up_the_stop() -> None:
+    """Its next request belongs to another gateway: a stopping worker closes the connection with the reply."""
+    async with gateway() as running:
+        await announced(running)
+        asking = True
+
+        async def keep_asking(session: aiohttp.ClientSession) -> None:
+            body = {"model": "tiny", "stream": True, "fake": {"events": 2, "each_s": 0.1}}
+            while asking:
+                async with session.post(running.url + "/v1/completions", json=body) as answer:
+                    await answer.read()
+
+        async with aiohttp.ClientSession() as session:
+            clients = [asyncio.create_task(keep_asking(session)) for _ in range(6)]
+            await asyncio.sleep(0.5)
+            began_s = time.monotonic()
+            await running.gateway.stop(8.0)
+            took_s = time.monotonic() - began_s
+            asking = False
+            await asyncio.gather(*clients, return_exceptions=True)
+        assert took_s < 4.0
+
+
+async def test_workers_end_when_their_parent_is_gone() -> None:
+    """A gateway replica that is killed closes the pipes; so does closing them here."""
+    async with gateway() as running:
+        for worker in running.gateway._workers.values():
+            assert worker.process.stdin is not None
+            worker.process.stdin.close()
+            await asyncio.wait_for(worker.process.wait(), 5.0)
+
+
+async def test_a_port_that_another_program_listens_on_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        made = Gateway(GatewayConfig(port=port, processes_per_host=2), Directory())
+        with pytest.raises(FailedError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
+            await made.start()
+    assert [worker.process.returncode for worker in made._workers.values()] == [1]
+
+
+async def test_an_address_that_is_not_this_hosts_is_named() -> None:
+    made = Gateway(GatewayConfig(host="192.0.2.1", processes_per_host=1), Directory())
+    with pytest.raises(FailedError, match=r"192\.0\.2\.1:8000: Cannot assign requested address"):
+        await made.start()
+
+
+async def test_a_gateway_serves_on_by_its_last_table_while_the_directory_is_away() -> None:
+    async with gateway() as running:
+        await announced(running)
+
+        async def away(*_: object) -> None:
+            raise ConnectionError("the directory restarts")
+
+        running.directory.poll = away  # type: ignore[assignment]
+        await asyncio.sleep(1.0)
+        assert {(await running.post())[0] for _ in range(8)} == {200}
+
+
+async def test_it_says_when_no_worker_is_left() -> None:
+    async with gateway(processes=1) as running:
+        running.gateway.check()
+        os.kill(running.workers()[0], signal.SIGKILL)
+
+        def failed() -> bool:
+            try:
+                running.gateway.check()
+            except FailedError:
+                return True
+            return False
+
+        await until(failed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cores", "processes"),
+    [
+        pytest.param("auto", 2, 1, id="at least one"),
+        pytest.param("auto", 16, 2, id="one for every eight cores"),
+        pytest.param("auto", 31, 3, id="whole eights only"),
+        pytest.param("auto", 384, 8, id="at most eight"),
+        pytest.param(5, 2, 5, id="what the config says"),
+    ],
+)
+def test_how_many_processes(asked: Any, cores: int, processes: int) -> None:
+    assert process_count(GatewayConfig(processes_per_host=asked), cores) == processes
