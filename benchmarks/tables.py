@@ -34,6 +34,36 @@ def case_tables(results: RunResults, case: CaseResult, costs: Sequence[CostFigur
     return tuple(tables)
 
 
+def summary_table(results: RunResults, costs: Sequence[CostFigure]) -> Table:
+    """One row for each stream of each case: what a reader wants first, narrow enough for a terminal."""
+    prices = {(cost.case, cost.model): cost for cost in costs}
+    rows = tuple(
+        _summary_row(case, stream, prices.get((case.case, stream.model)))
+        for case in results.cases
+        for stream in case.streams
+    )
+    return Table(f"{'SIMULATED ' if results.simulated else ''}{results.run_id}", SUMMARY_HEADS, rows)
+
+
+def _summary_row(case: CaseResult, stream: StreamResult, cost: CostFigure | None) -> tuple[str, ...]:
+    met = stream.attainment
+    return (
+        case.case if case.valid else f"{case.case} (not valid)",
+        stream.stream,
+        f"{stream.completed}/{stream.attempted}",
+        _p50_p95(stream.ttft_ms),
+        _p50_p95(stream.tpot_ms),
+        figure(stream.output_tokens_per_s),
+        BLANK if met is None or met.share is None else f"{met.share:.0%}",
+        BLANK if cost is None else figure(cost.usd_per_million_output_tokens),
+    )
+
+
+def _p50_p95(summary: Summary | None) -> str:
+    return BLANK if summary is None else f"{figure(summary.p50.value)}/{figure(summary.p95.value)}"
+
+
+SUMMARY_HEADS = ("case", "model", "done", "TTFT ms\np50/p95", "TPOT ms\np50/p95", "tok/s", "in SLO", "$/M tok")
 LATENCY_HEADS = ("stream", "quantity", "p50", "p90", "p95", "p99", "mean", "samples")
 RATE_HEADS = (
     *("stream", "completed", "requests/s", "output tok/s", "input tok/s", "goodput req/s"),

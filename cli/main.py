@@ -2,9 +2,11 @@
 
 import signal
 import sys
+from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from raylane.cli.bench import bench
 from raylane.cli.demo import demo
@@ -12,6 +14,8 @@ from raylane.cli.deploy import delete, deploy, schema, status
 from raylane.cli.report import report
 from raylane.cli.topology import topology
 from raylane.cluster.errors import RaylaneError
+
+CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, of click or of typer's own copy of it
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,12 +31,15 @@ def main() -> None:
     """Run the command line. Exit status 0: done, 1: failed, 2: wrong input, 130: interrupted."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that contexts clean up
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except RaylaneError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except CLICK_ERROR as error:  # a wrong option or argument
+        error.show()
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from raylane.benchmarks.report import write_report
 from raylane.benchmarks.results import CostFigure
 from raylane.benchmarks.run_folder import Run, load_run
-from raylane.benchmarks.tables import Table, case_tables
+from raylane.benchmarks.tables import Table, summary_table
 from raylane.cost.prices import PriceBook, shipped_prices
 from raylane.cost.run_cost import run_costs
 
@@ -48,22 +49,22 @@ def as_json(run: Run, costs: Sequence[CostFigure]) -> dict[str, object]:
 
 
 def print_tables(run: Run, costs: Sequence[CostFigure], console: Console) -> None:
-    """Every case's tables, and why a case is not valid."""
-    console.print(f"{'SIMULATED ' if run.simulated else ''}{run.summary.run_id}", style="bold", highlight=False)
+    """The summary, where the prices come from, and why a case is not valid; report.md has every figure."""
+    console.print(rich_table(summary_table(run.summary, costs)))
+    for price in sorted({cost.price_source for cost in costs}):
+        console.print(f"price: {price}", style="dim", highlight=False)
     if not run.complete:
         console.print("incomplete: the run was interrupted", style="yellow")
     for case in run.summary.cases:
-        for table in case_tables(run.summary, case, costs):
-            console.print(rich_table(table))
         for reason in case.reasons:
-            console.print(f"not valid: {reason}", style="yellow", highlight=False)
+            console.print(f"{case.case} is not valid: {reason}", style="yellow", highlight=False)
 
 
 def rich_table(table: Table) -> RichTable:
     """The same cells for a terminal."""
-    shown = RichTable(title=table.title, title_justify="left")
+    shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, head in enumerate(table.heads):
-        shown.add_column(head, justify="left" if index == 0 else "right")
+        shown.add_column(head, justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     return shown

@@ -122,7 +122,9 @@ def running(url: str | None, key: str | None) -> int:
     """Requests that the engine says it is working on."""
     request = urllib.request.Request(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"})
     page = urllib.request.urlopen(request, timeout=10).read().decode()
-    return int(sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("vllm:num_requests_running")))
+    return int(
+        sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("vllm:num_requests_running"))
+    )
 
 
 def test_an_engine_refuses_whoever_has_not_its_key(cluster: Cluster) -> None:
@@ -166,6 +168,7 @@ def test_a_benchmark_its_report_and_the_notebook(
 
 
 def test_adding_and_editing_a_model_leaves_the_others_alone(cluster: Cluster) -> None:
+    cluster.deploy(ONE)
     pid_of_one = cluster.ready("one")[0].engine_pid
     cluster.deploy(TWO)
     pid_of_two = cluster.ready("two")[0].engine_pid
