@@ -70,12 +70,7 @@ class EngineProcess:
         """Start the tree; the engine's process id. The supervisor keeps `hold_fds` (lock files) open until it dies."""
         read_end, self._to_supervisor = os.pipe()
         status_end, write_end = os.pipe()
-        env = {
-            **os.environ,
-            **self._launch.env,
-            MARK: self._token,
-            "SPT_NOENV": "1",
-        }  # keeps the mark under setproctitle
+        env = {**inherited_env(), **self._launch.env, MARK: self._token, "SPT_NOENV": "1"}
         starter = subprocess.Popen(  # noqa: ASYNC220 - returns at once; waited for below
             [sys.executable, "-I", "-S", str(SUPERVISOR)],
             stdin=read_end,
