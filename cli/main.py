@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from raylane.cli.bench import bench
+from raylane.cli.calibrate import calibrate_command
 from raylane.cli.demo import demo
 from raylane.cli.deploy import delete, deploy, schema, status
+from raylane.cli.plan import plan
 from raylane.cli.report import report
 from raylane.cli.topology import topology
 from raylane.cluster.errors import RaylaneError
@@ -23,8 +25,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Serve large language models on your own GPUs with Ray, and know what each token costs.",
 )
-for command in (demo, deploy, status, delete, schema, topology, bench, report):
+for command in (demo, deploy, status, delete, schema, topology, plan, bench, report):
     app.command()(command)
+app.command("calibrate")(calibrate_command)
 
 
 def main() -> None:

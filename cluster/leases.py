@@ -65,44 +65,48 @@ def take_lease(owner: str, gpu_uuids: Iterable[str], choose: Chooser, host: str,
 
     Raises FailedError with the reason when there is no good choice or no free port block.
     """
-    fds: list[int] = []
-    try:
-        with _one_at_a_time(folder):
+    with _one_at_a_time(folder):  # also while locks are given back: the next one must find them free
+        fds: list[int] = []
+        kept: list[int] = []
+        try:
             free = {uuid: fd for uuid in gpu_uuids if (fd := _try_lock(folder / "gpus" / uuid)) is not None}
             fds += free.values()
             choice = choose(frozenset(free))
             if isinstance(choice, Refusal):
                 raise FailedError(f"no GPUs for {owner}: {choice.reason}")
-            kept = [free[uuid] for uuid in choice.uuids]
             ports, port_fd = _lease_ports(folder, host)
             fds.append(port_fd)
-            kept.append(port_fd)
-            for fd in kept:
+            chosen = [*(free[uuid] for uuid in choice.uuids), port_fd]
+            for fd in chosen:
                 _sign(fd, owner)
-    except BaseException:
-        _close(fds)
-        raise
-    _close(fd for fd in fds if fd not in kept)
+            kept = chosen
+        finally:
+            _close(fd for fd in fds if fd not in kept)
     return Lease(ports, tuple(kept), choice)
 
 
 def holders(folder: Path, part: str = "gpus") -> list[Holder]:
     """The held locks of this host ('gpus' or 'ports') and who holds them."""
     found = []
-    for path in sorted((folder / part).iterdir()):
-        fd = _try_lock(path)
-        if fd is not None:
-            os.close(fd)
-            continue
-        with suppress(OSError, ValueError):
-            signed = json.loads(path.read_text())
-            found.append(Holder(path.name, signed["owner"], signed["pid"]))
+    with _one_at_a_time(folder):  # looking takes the lock for a moment; a starting replica must not see that
+        for path in sorted((folder / part).iterdir()):
+            fd = _try_lock(path)
+            if fd is not None:
+                os.close(fd)
+                continue
+            with suppress(OSError, ValueError):
+                signed = json.loads(path.read_text())
+                found.append(Holder(path.name, signed["owner"], signed["pid"]))
     return found
 
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    with (folder / "choosing.lock").open("w") as lock:
+    try:
+        file = (folder / "choosing.lock").open("w")
+    except OSError as error:
+        raise FailedError(f"runtime folder {folder} cannot be used: {error.strerror}; set RAYLANE_RUNTIME") from error
+    with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -123,6 +127,8 @@ def _sign(fd: int, owner: str) -> None:
 
 
 def _lease_ports(folder: Path, host: str) -> tuple[range, int]:
+    if not _bindable(host, 0):
+        raise FailedError(f"engines cannot listen on {host}: it is no address of this host (RAYLANE_ADDRESS)")
     for first in PORT_BLOCKS:
         fd = _try_lock(folder / "ports" / str(first))
         if fd is None:

@@ -9,6 +9,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from raylane.cluster.errors import UsageError
 
 
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Reads YAML as usual, but a key given twice is an error, not the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        made: dict[Any, Any] = super().construct_mapping(node, deep)
+        return made
+
+
 class StrictModel(BaseModel):
     """Base of every config model: unknown keys are errors, values never change after loading."""
 
@@ -21,8 +37,10 @@ class StrictModel(BaseModel):
             text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{path}: cannot be read: not UTF-8 text") from error
         try:
-            data = yaml.safe_load(text)
+            data = yaml.load(text, UniqueKeyLoader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError as error:
             raise UsageError(f"{path}: not valid YAML: {error}") from error
         return cls.from_data(data, str(path))

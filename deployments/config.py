@@ -2,15 +2,26 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
+from raylane.deployments.builtin import PREFIX, builtin_config
 
-MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 
 class Slo(StrictModel):
@@ -61,7 +72,47 @@ class VllmConfig(StrictModel):
     start_timeout_s: PositiveFloat = Field(1800.0, description="Until the first token; loading and compiling count.")
 
 
-EngineConfig = VllmConfig  # becomes a union discriminated by `kind` with the second engine
+class SimulatorConfig(StrictModel):
+    """Settings of one simulated engine: vLLM's, the card it pretends to run on, and what goes wrong with it."""
+
+    kind: Literal["simulator"]
+    gpu: str = Field("L40S", description="Card it behaves like: a name in the accelerator catalogue.")
+    device: Literal["cuda", "cpu"] = Field(
+        "cuda", description="cuda reserves GPUs as the real engine would (or recorded ones); cpu reserves none."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    quantization: str | None = Field(None, description="awq, gptq, fp8, ...: bytes of a weight, and so its speed.")
+    max_model_len: PositiveInt | None = Field(None, description="Longest prompt plus output.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the card the engine would take.")
+    max_num_seqs: PositiveInt | None = Field(None, description="Largest batch.")
+    max_num_batched_tokens: PositiveInt | None = Field(None, description="Tokens a step.")
+    kv_cache_dtype: str | None = Field(None, description="fp8 halves KV memory.")
+    enable_prefix_caching: bool | None = Field(None, description="Reuse KV of shared prompt beginnings; None: yes.")
+    speedup: PositiveFloat = Field(1.0, description="Run this many times faster than real time.")
+    slowdown: PositiveFloat = Field(1.0, description="2 makes every step take twice as long.")
+    cold_start_s: NonNegativeFloat = Field(0.0, description="Real seconds before the port opens.")
+    fail_after_s: NonNegativeFloat | None = Field(None, description="Real seconds until an injected failure.")
+    fail_mode: Literal["exit", "hang", "unhealthy"] = Field("exit", description="What that failure looks like.")
+    start_timeout_s: PositiveFloat = Field(60.0, description="Until the first token, cold_start_s included.")
+
+
+ENGINE_KINDS: dict[str, type[VllmConfig] | type[SimulatorConfig]] = {"vllm": VllmConfig, "simulator": SimulatorConfig}
+
+
+def _by_kind(value: Any, read: Any) -> VllmConfig | SimulatorConfig:
+    """The engine block as the class its `kind` names, vllm without one; errors then name that class's keys alone."""
+    if not isinstance(value, dict):
+        checked: VllmConfig | SimulatorConfig = read(value)
+        return checked
+    kind = value.get("kind", "vllm")
+    if kind not in ENGINE_KINDS:
+        known = " or ".join(repr(name) for name in ENGINE_KINDS)
+        wrong = InitErrorDetails(type="literal_error", loc=("kind",), input=kind, ctx={"expected": known})
+        raise ValidationError.from_exception_data("engine", [wrong])
+    return ENGINE_KINDS[kind].model_validate(value)
+
+
+EngineConfig = Annotated[VllmConfig | SimulatorConfig, WrapValidator(_by_kind)]
 
 
 class ModelConfig(StrictModel):
@@ -115,7 +166,7 @@ class DeploymentConfig(StrictModel):
 
 
 def load_config(path: Path) -> DeploymentConfig:
-    """Read a deployment config; local model folders are made absolute and must hold a config.json.
+    """Read a deployment config; local model folders are made absolute and must hold a config.json, builtins must exist.
 
     Raises UsageError naming the file, the key and the value.
     """
@@ -125,6 +176,11 @@ def load_config(path: Path) -> DeploymentConfig:
 
 
 def _resolve_source(model: ModelConfig, path: Path, name: str) -> ModelConfig:
+    if model.source.startswith(PREFIX):
+        try:
+            builtin_config(model.source)
+        except UsageError as error:
+            raise UsageError(f"{path}: models.{name}.{error}") from error
     if not model.source.startswith((".", "/", "~")):
         return model
     folder = (path.parent / Path(model.source).expanduser()).resolve()

@@ -54,6 +54,7 @@ class Directory:
     async def withdraw(self, replica_id: str) -> None:
         """Take a replica out for good: its engine died or has stopped."""
         self._gone[replica_id] = self._now_s()
+        self._reported_s.pop(replica_id, None)
         if self._reports.pop(replica_id, None) is not None:
             await self._bump()
 
@@ -124,7 +125,7 @@ class Directory:
         now_s = self._now_s()
         silent = [replica for replica in self._reports if now_s - self._reported_s[replica] > REPORT_EXPIRES_S]
         for replica in silent:
-            del self._reports[replica]
+            del self._reports[replica], self._reported_s[replica]
         for gateway in [g for g, seen_s in self._gateway_seen_s.items() if now_s - seen_s > 10 * GATEWAY_EXPIRES_S]:
             await self.goodbye(gateway)
         self._gone = {replica: at_s for replica, at_s in self._gone.items() if now_s - at_s < 10 * REPORT_EXPIRES_S}

@@ -36,6 +36,7 @@ STALLED_FOR_S = 120.0  # requests running, no token for this long: the engine ha
 TOKEN_TIMEOUT_S = 300.0  # the first token may wait for a compilation
 STOP_GRACE_S = 5.0
 GATEWAYS_WAIT_S = 10.0
+TELL_TIMEOUT_S = 2.0
 
 
 class DirectoryLink(Protocol):
@@ -94,10 +95,9 @@ class Replica:
 
     async def _start(self) -> None:
         began_s = time.monotonic()
-        lease = await asyncio.to_thread(self._host.lease)
+        lease = await self._take_lease()
         try:
-            if self._closed:  # Serve may stop a replica while it is being constructed
-                raise FailedError(f"{self._id} was stopped while it started")
+            self._go_on()
             seat = self._seat(lease)
             self._process = EngineProcess(self._id, self._engine.launch(seat))
             self._report = replace(
@@ -109,12 +109,14 @@ class Replica:
                 log_path=str(seat.log_path),
             )
             await self._tell()
+            self._go_on()
             pid = await self._process.start(lease.lock_fds)
         finally:
             lease.close()  # the supervisor holds it now
         url = f"http://{seat.host}:{seat.port}"
         self._client = EngineClient(url, seat.api_key, self._name)
         await self._until_first_token()
+        self._go_on()
         self._report = replace(
             self._report,
             state=ReplicaState.READY,
@@ -124,7 +126,21 @@ class Replica:
             started_s=time.monotonic() - began_s,
         )
         await self._tell()
+        self._go_on()
         self._tasks = [asyncio.create_task(self._keep_reporting()), asyncio.create_task(self._keep_watching())]
+
+    def _go_on(self) -> None:
+        """Raises FailedError when Serve has stopped this replica while it was being constructed."""
+        if self._closed or self._report.state is ReplicaState.DRAINING:
+            raise FailedError(f"{self._id} was stopped while it started")
+
+    async def _take_lease(self) -> Lease:
+        taking = asyncio.create_task(asyncio.to_thread(self._host.lease))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(_give_back)  # the thread cannot be stopped
+            raise
 
     def _seat(self, lease: Lease) -> Seat:
         return Seat(
@@ -150,14 +166,14 @@ class Replica:
                 await self._tell()
             with suppress(aiohttp.ClientError, TimeoutError):
                 if await self._client.health(HEALTH_TIMEOUT_S):
-                    await self._first_token()
+                    await self._first_token(min(TOKEN_TIMEOUT_S, max(0.0, deadline_s - time.monotonic())))
                     return
             await asyncio.sleep(0.2)
         raise self._process.failure("ended before it was ready")
 
-    async def _first_token(self) -> None:
+    async def _first_token(self, limit_s: float) -> None:
         assert self._process is not None and self._client is not None  # noqa: S101, PT018
-        token = asyncio.create_task(self._client.generate_token(TOKEN_TIMEOUT_S))
+        token = asyncio.create_task(self._client.generate_token(limit_s))
         ended = asyncio.create_task(self._process.ended.wait())
         await asyncio.wait({token, ended}, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
@@ -172,20 +188,26 @@ class Replica:
     async def _tell(self) -> int | None:
         """Report to the directory; the table version, or None while the directory is away."""
         try:
-            return await self._directory.report(self._report)
+            return await asyncio.wait_for(self._directory.report(self._report), TELL_TIMEOUT_S)
         except Exception as error:  # an edge: whatever Ray raises, the next report comes in a second
             log.warning("%s: the directory did not take a report: %s", self._id, error)
             return None
 
     async def _keep_reporting(self) -> None:
         while True:
-            load = await self._read_load()
-            if load.output_tokens_total != self._report.load.output_tokens_total or not (load.running or load.waiting):
-                self._progress_s = time.monotonic()
-            gpus = await asyncio.to_thread(self._host.read_gpus, self._report.gpu_uuids)
-            self._report = replace(self._report, load=load, gpus=gpus)
+            try:
+                await self._observe()
+            except Exception:  # a loop's edge: without reports the directory would take a healthy replica out
+                log.exception("%s: could not be observed", self._id)
             await self._tell()
             await asyncio.sleep(REPORT_EVERY_S)
+
+    async def _observe(self) -> None:
+        load = await self._read_load()
+        if load.output_tokens_total != self._report.load.output_tokens_total or not (load.running or load.waiting):
+            self._progress_s = time.monotonic()
+        gpus = await asyncio.to_thread(self._host.read_gpus, self._report.gpu_uuids)
+        self._report = replace(self._report, load=load, gpus=gpus)
 
     async def _read_load(self) -> EngineLoad:
         assert self._client is not None  # noqa: S101
@@ -205,7 +227,7 @@ class Replica:
     async def _until_sick(self) -> str:
         assert self._process is not None and self._client is not None  # noqa: S101, PT018
         well_s = proven_s = time.monotonic()
-        refused = 0
+        refused = tokenless = 0
         while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._process.ended.wait(), HEALTH_EVERY_S)
@@ -216,7 +238,11 @@ class Replica:
                 well_s, refused = time.monotonic(), 0
                 if not self._report.load.running and well_s - proven_s > PROBE_AFTER_IDLE_S:
                     proven_s = well_s
-                    await self._client.generate_token(TOKEN_TIMEOUT_S)
+                    problem = await self._token_problem()
+                    tokenless = tokenless + 1 if problem else 0
+                    if tokenless >= 2:
+                        return str(self._process.failure(f"says it is well and gives no token ({problem})"))
+                    well_s = time.monotonic()
             except TimeoutError:
                 pass
             except aiohttp.ClientError as error:
@@ -227,6 +253,16 @@ class Replica:
                 return str(self._process.failure(f"has been silent for {SILENT_FOR_S:.0f} s"))
             if time.monotonic() - self._progress_s > STALLED_FOR_S:
                 return str(self._process.failure(f"has requests and gave no token for {STALLED_FOR_S:.0f} s"))
+
+    async def _token_problem(self) -> str | None:
+        assert self._client is not None  # noqa: S101
+        try:
+            await self._client.generate_token(STALLED_FOR_S)
+        except TimeoutError:
+            return f"time limit of {STALLED_FOR_S:.0f} s"
+        except aiohttp.ClientError as error:
+            return str(error)
+        return None
 
     async def closed_after_death(self) -> None:
         """Returns when the engine has died and everything of it is gone."""
@@ -241,7 +277,8 @@ class Replica:
             version = await self._tell()
             if version is not None:
                 with suppress(Exception):  # an edge: without a directory there is nobody to wait for
-                    await self._directory.acknowledged(version, GATEWAYS_WAIT_S)
+                    acknowledged = self._directory.acknowledged(version, GATEWAYS_WAIT_S)
+                    await asyncio.wait_for(acknowledged, GATEWAYS_WAIT_S + 1.0)
             await self._until_idle()
         await self.close()
 
@@ -267,3 +304,9 @@ class Replica:
             await self._process.stop(0.0 if dead else STOP_GRACE_S)
         if self._client is not None:
             await self._client.close()
+
+
+def _give_back(taking: asyncio.Task[Lease]) -> None:
+    """Close a lease that came after its replica had given up waiting."""
+    if not taking.cancelled() and taking.exception() is None:
+        taking.result().close()

@@ -49,6 +49,12 @@ def check_fits(config: DeploymentConfig, nodes: Iterable[Node], origin: str) -> 
                 f"(tensor_parallel {model.tensor_parallel} x pipeline_parallel {model.pipeline_parallel}), "
                 f"the largest host has {largest:.0f}"
             )
+        most = sum(int(host // model.gpus) for host in gpus) if model.gpus else None
+        if most is not None and model.replicas.min > most:
+            raise UsageError(
+                f"{origin}: models.{name}.replicas.min: {model.replicas.min} replicas of {model.gpus} GPUs each, "
+                f"the hosts have room for {most}"
+            )
     needed = sum(model.gpus * max(1, model.replicas.min) for model in config.models.values())
     if needed > sum(gpus):
         raise UsageError(f"{origin}: models: the minimum replicas need {needed} GPUs, the cluster has {sum(gpus):.0f}")
@@ -142,6 +148,7 @@ def delete(api: ServeApi, models: Iterable[str]) -> list[str]:
 
     Raises UsageError for a model that is not deployed.
     """
+    models = list(models)
     state = api.state()
     ours = {name for name in state.configs if is_ours(name)}
     unknown = [model for model in models if MODEL_PREFIX + model not in ours]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -52,7 +53,8 @@ def read_load(metrics_text: str, names: Mapping[str, str]) -> EngineLoad:
     """Pick the load out of a Prometheus text page; samples that differ in labels only are added up."""
     sums: dict[str, float] = {}
     for name, value in SAMPLE.findall(metrics_text):
-        sums[name] = sums.get(name, 0.0) + float(value)
+        with suppress(ValueError):  # an error page has words where a sample has its number
+            sums[name] = sums.get(name, 0.0) + float(value)
     return EngineLoad(
         waiting=_whole(sums.get(names["waiting"])),
         running=_whole(sums.get(names["running"])),

@@ -1,11 +1,25 @@
 """From a model's config to its engine."""
 
+from raylane.cluster.errors import FailedError
 from raylane.deployments.builtin import ensure_model
-from raylane.deployments.config import ModelConfig
+from raylane.deployments.config import ModelConfig, SimulatorConfig
 from raylane.deployments.engines.base import Engine
+from raylane.deployments.engines.simulator import SimulatorEngine
 from raylane.deployments.engines.vllm import VllmEngine
+from raylane.deployments.host import recording_in_use
 
 
 def build_engine(name: str, model: ModelConfig) -> Engine:
-    """The engine of a model; a builtin model is built into the host's cache on the way."""
+    """The engine of a model; a builtin model is built into the host's cache on the way.
+
+    Raises FailedError for an engine that needs real GPUs on a host whose GPUs are a recording.
+    """
+    if isinstance(model.engine, SimulatorConfig):
+        return SimulatorEngine(name, model, model.engine)
+    recording = recording_in_use()
+    if recording is not None and model.gpus:
+        raise FailedError(
+            f"model {name}: engine.kind {model.engine.kind} needs real GPUs, but RAYLANE_TOPOLOGY={recording} "
+            "makes this host's GPUs simulated ones: use engine.kind simulator, or unset RAYLANE_TOPOLOGY"
+        )
     return VllmEngine(name, model, ensure_model(model.source))

@@ -1,5 +1,6 @@
 """Talks to one engine over its OpenAI port: is it alive, does it generate, how loaded is it."""
 
+import json
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -39,9 +40,13 @@ class EngineClient:
         async with self._session.post(f"{self._url}/v1/completions", json=body, timeout=timeout) as response:
             if response.status != 200:
                 raise aiohttp.ClientError(f"status {response.status}: {(await response.text())[:500]}")
-            answer = await response.json()
-            if answer["usage"]["completion_tokens"] != 1:
-                raise aiohttp.ClientError(f"no token came: {answer}")
+            text = await response.text()
+            try:
+                tokens = json.loads(text)["usage"]["completion_tokens"]
+            except (ValueError, KeyError, TypeError):
+                tokens = None
+            if tokens != 1:
+                raise aiohttp.ClientError(f"no token came: {text[:500]}")
 
     async def load(self, names: Mapping[str, str], timeout_s: float) -> EngineLoad:
         """The engine's counters now."""

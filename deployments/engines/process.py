@@ -64,6 +64,7 @@ class EngineProcess:
         self._started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.supervisor_pid: int | None = None
         self.exit_code: int | None = None
+        self._problem = ""  # why the supervisor could not start anything
         self.ended = asyncio.Event()
 
     async def start(self, hold_fds: Sequence[int] = ()) -> int:
@@ -108,7 +109,10 @@ class EngineProcess:
                 event = json.loads(line)
                 if event["event"] == "started":
                     self.supervisor_pid = event["supervisor_pid"]
-                    self._started.set_result(event["engine_pid"])
+                    if not self._started.done():  # a cancelled start cancels this too
+                        self._started.set_result(event["engine_pid"])
+                elif event["event"] == "failed":
+                    self._problem = event["reason"]
                 else:
                     self.exit_code = event["code"]
                     self.ended.set()
@@ -131,5 +135,6 @@ class EngineProcess:
     def failure(self, what: str) -> EngineFailed:
         """An error with the engine's exit status and the end of its log."""
         status = "" if self.exit_code is None else f" (exit status {self.exit_code})"
+        status += f": {self._problem}" if self._problem else ""
         log = self._launch.log_path
         return EngineFailed(f"engine {what}{status}; log {log}:\n{log_tail(log)}")

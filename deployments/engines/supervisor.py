@@ -83,7 +83,7 @@ def end_tree(grace_s: float) -> None:
     reap()
 
 
-def report(event: str, **values: int) -> None:
+def report(event: str, **values: int | str) -> None:
     with suppress(BrokenPipeError):  # the replica is gone; end of file on stdin says the same
         os.write(1, (json.dumps({"event": event, **values}) + "\n").encode())
 
@@ -132,7 +132,12 @@ def main() -> None:
     become_subreaper()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     spec = json.loads(read_line())
-    with open(spec["log_path"], "ab", buffering=0) as log:  # noqa: PTH123 - no pathlib object needed for one open
+    try:
+        opened = open(spec["log_path"], "ab", buffering=0)  # noqa: PTH123, SIM115 - closed below
+    except OSError as error:
+        report("failed", reason=f"cannot write {spec['log_path']}: {error.strerror}")
+        sys.exit(1)
+    with opened as log:
         try:
             engine = subprocess.Popen(
                 spec["command"],

@@ -27,16 +27,17 @@ class VllmEngine:
     }
 
     def __init__(self, name: str, model: ModelConfig, folder: str) -> None:
+        if not isinstance(model.engine, VllmConfig):
+            raise TypeError(f"model {name}: engine.kind {model.engine.kind} is not vLLM")
         self._name = name
         self._model = model
+        self._engine = model.engine
         self._folder = folder  # a local folder or a hub id
 
     def launch(self, seat: Seat) -> Launch:
         # The module, not the `vllm` script: the CPU build's script looks for a package named vllm and stops.
         command = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", *self.arguments(seat))
-        return Launch(
-            command, {**self._env(seat), **dict(seat.links.environment), **self._model.engine.env}, seat.log_path
-        )
+        return Launch(command, {**self._env(seat), **dict(seat.links.environment), **self._engine.env}, seat.log_path)
 
     def arguments(self, seat: Seat) -> tuple[str, ...]:
         """`vllm serve` arguments without the model given by position."""
@@ -44,11 +45,10 @@ class VllmEngine:
             *("--model", self._folder, "--served-model-name", self._name),
             *("--host", seat.host, "--port", str(seat.port)),
             *("--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"),
-            *_options(self._model, custom_all_reduce=seat.links.custom_all_reduce),
+            *_options(self._model, self._engine, custom_all_reduce=seat.links.custom_all_reduce),
         )
 
     def _env(self, seat: Seat) -> dict[str, str]:
-        engine = self._model.engine
         env = {
             "VLLM_API_KEY": seat.api_key,  # in the environment: a command line can be read by every user of the host
             "VLLM_PORT": str(seat.inner_ports.start),
@@ -59,8 +59,8 @@ class VllmEngine:
         }
         if Path(self._folder).is_dir():
             env |= {"HF_HUB_OFFLINE": "1"}  # a local folder needs no hub, and a closed network makes it wait
-        if engine.device == "cpu":
-            return env | _cpu_env(engine, self._model.tensor_parallel * self._model.pipeline_parallel)
+        if self._engine.device == "cpu":
+            return env | _cpu_env(self._engine, self._model.tensor_parallel * self._model.pipeline_parallel)
         if seat.gpu_uuids:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(seat.gpu_uuids)
         return env
@@ -76,8 +76,7 @@ def _cpu_env(engine: VllmConfig, processes: int) -> dict[str, str]:
     }
 
 
-def _options(model: ModelConfig, *, custom_all_reduce: bool) -> Iterator[str]:
-    engine = model.engine
+def _options(model: ModelConfig, engine: VllmConfig, *, custom_all_reduce: bool) -> Iterator[str]:
     yield from ("--tensor-parallel-size", str(model.tensor_parallel))
     if model.pipeline_parallel > 1:
         yield from ("--pipeline-parallel-size", str(model.pipeline_parallel))

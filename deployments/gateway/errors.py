@@ -9,5 +9,5 @@ def error_body(message: str, kind: str, code: str | int | None, param: str | Non
 
 
 def error_event(message: str) -> bytes:
-    """The last event of a stream that broke: an error instead of [DONE]."""
-    return b"data: " + error_body(message, "engine_error", 502) + b"\n\n"
+    """The last event of a stream that broke, also in the middle of an event: an error instead of [DONE]."""
+    return b"\n\ndata: " + error_body(message, "engine_error", 502) + b"\n\n"

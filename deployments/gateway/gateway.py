@@ -11,7 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from raylane.cluster.errors import FailedError
@@ -122,7 +122,8 @@ class Gateway:
             worker = self._workers[slot]
             status = await worker.process.wait()
             log.error("gateway worker %s ended with status %s; starting another", worker.process.pid, status)
-            self._ended_traffic = _add(self._ended_traffic, worker.traffic)
+            ended = {model: replace(counters, open=0) for model, counters in worker.traffic.items()}
+            self._ended_traffic, worker.traffic = _add(self._ended_traffic, ended), {}
             with suppress(FailedError, TimeoutError):
                 await self._start_worker(slot)
                 continue

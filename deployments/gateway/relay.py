@@ -60,10 +60,13 @@ class Relay:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one OpenAI POST. Client disconnects arrive as CancelledError and abort the engine's work."""
-        body = await request.read()
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge as error:
+            return _refuse(413, error.text or "the body is too large", "invalid_request_error", None)
         try:
             model = json.loads(body)["model"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             model = None
         if not isinstance(model, str):
             return _refuse(400, "the body must be JSON with a string 'model'", "invalid_request_error", None, "model")
@@ -141,7 +144,7 @@ class Relay:
         while True:
             upstream, new = await self._pool.connection(endpoint.url)
             try:
-                return upstream, await upstream.send(method, path, headers.encode("latin-1"), body)
+                return upstream, await upstream.send(method, path, headers.encode("utf-8", "surrogateescape"), body)
             except UpstreamError:
                 if new:
                     raise
@@ -166,6 +169,7 @@ class Relay:
         except ConnectionResetError:  # the client left; its handler's cancellation is on its way
             return response, "cancelled"
         finally:
+            upstream.resume()  # it may have been paused for this client's sake
             self._pool.put_back(endpoint.url, upstream)
 
 

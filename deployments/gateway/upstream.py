@@ -5,6 +5,8 @@ chunks a second is most of what a proxy costs.
 """
 
 import asyncio
+import logging
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +14,16 @@ from urllib.parse import urlsplit
 
 import httptools
 
+log = logging.getLogger("raylane.gateway")
+
 CONNECT_TIMEOUT_S = 2.0
 IDLE_FOR_S = 60.0  # engines keep a connection for 120 s
+KEEPALIVE = (  # a host that vanishes says nothing: its connections break after 25 s
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 
 
 class UpstreamError(Exception):
@@ -92,6 +102,8 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "pause_reading")  # noqa: S101
         self._transport = transport  # type: ignore[assignment]
+        for level, option, value in KEEPALIVE:
+            transport.get_extra_info("socket").setsockopt(level, option, value)
 
     def data_received(self, data: bytes) -> None:
         if self._parser is None:
@@ -105,7 +117,7 @@ class Upstream(asyncio.Protocol):
         self._hand_on()
 
     def _hand_on(self) -> None:
-        """Give the sink what has come, in one piece: a read often brings many chunks, and each write is a system call."""
+        """Give the sink what has come, in one piece: a read may bring many chunks, and each write is a system call."""
         if self._sink is not None and self._parts:
             self._sink(b"".join(self._parts) if len(self._parts) > 1 else self._parts[0])
             self._parts.clear()
@@ -172,7 +184,8 @@ class UpstreamPool:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, upstream = await loop.create_connection(Upstream, parts.hostname or "", parts.port or 80)
         except (OSError, TimeoutError) as error:
-            raise UpstreamError(f"cannot connect to {url}: {error or 'time limit'}") from error
+            log.warning("cannot connect to %s: %s", url, error or "time limit")
+            raise UpstreamError("it cannot be reached") from error  # clients are not told where engines are
         return upstream
 
     def put_back(self, url: str, upstream: Upstream) -> None:

@@ -97,7 +97,13 @@ async def serve() -> None:
     settings = WorkerSettings(**json.loads(await parent.readline()))
     metrics = GatewayMetrics()
     relay = Relay(metrics)
-    runner = web.AppRunner(build_app(relay, metrics), handler_cancellation=True, access_log=None, tcp_keepalive=True)
+    runner = web.AppRunner(
+        build_app(relay, metrics),
+        handler_cancellation=True,
+        access_log=None,
+        tcp_keepalive=True,
+        shutdown_timeout=settings.finish_within_s,
+    )
     await runner.setup()
     try:
         sock = listening_socket(settings.host, settings.port)
@@ -110,11 +116,7 @@ async def serve() -> None:
     talking = asyncio.create_task(keep_saying_traffic(relay))
     await follow_parent(parent, relay)
     talking.cancel()
-    await site.stop()  # no new connections
-    deadline_s = time.monotonic() + settings.finish_within_s
-    while relay.open_requests and time.monotonic() < deadline_s:  # noqa: ASYNC110 - polled once, at the very end
-        await asyncio.sleep(0.05)
-    await runner.cleanup()
+    await runner.cleanup()  # no new connections, no further request on the kept ones; open requests finish
 
 
 def main() -> None:

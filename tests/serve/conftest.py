@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+
 from raylane.cluster.local_ray import local_ray
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.reports import ReplicaReport, ReplicaState

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from raylane.benchmarks import load_run
 from raylane.cluster.local_ray import MARK
 
@@ -74,7 +75,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path, before: set[str], after
     os.killpg(demo.pid, signal.SIGINT)
     asked_s = time.monotonic()
     demo.communicate(timeout=60)
-    assert demo.returncode == 130
+    assert demo.returncode in (130, -signal.SIGINT)  # the latter while Python itself still starts
     assert time.monotonic() - asked_s < 30.0
     deadline_s = time.monotonic() + 5.0
     while clusters() - before and time.monotonic() < deadline_s:

@@ -1,7 +1,7 @@
 """The whole thread on real engines: deploy, serve through the gateway, edit, drain, break, replace.
 
-The tests share one cluster and build on each other's deployments, in the order of this file: engine starts are what takes
-the time on two cores.
+The tests share one cluster and build on each other's deployments, in the order of this file: engine starts are what
+takes the time on two cores.
 """
 
 import concurrent.futures
@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import openai
@@ -23,11 +24,13 @@ import ray
 from conftest import PORT, Cluster, until
 from nbclient import NotebookClient
 from ray import serve
+
 from raylane.benchmarks import load_run
 from raylane.benchmarks.plan import BenchmarkPlan
 from raylane.cli.bench import run_with_progress
 from raylane.cli.report import report
 from raylane.cluster.errors import FailedError
+from raylane.cluster.local_ray import MARK as CLUSTER_MARK
 from raylane.cluster.processes import processes_with
 from raylane.deployments.engines.process import MARK
 from raylane.deployments.ray_directory import directory_actor
@@ -35,20 +38,20 @@ from raylane.deployments.rollout import delete, deploy
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
 ROOT = Path(__file__).resolve().parents[2]
-ONE = {"one": {}}
-TWO = {"one": {}, "two": {"replicas": {"min": 1, "max": 2}, "engine": {"max_num_seqs": 32}}}
+ONE: dict[str, dict[str, Any]] = {"one": {}}
+TWO: dict[str, dict[str, Any]] = {"one": {}, "two": {"replicas": {"min": 1, "max": 2}, "engine": {"max_num_seqs": 32}}}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def somebody_elses_application(cluster: Cluster) -> Iterator[None]:
     """An application that is none of raylane's business and must survive everything."""
 
-    @serve.deployment(ray_actor_options={"num_cpus": 0.1})
     class Other:
         def __call__(self) -> int:
             return os.getpid()
 
-    handle = serve.run(Other.bind(), name="other", route_prefix=None)
+    deployment = serve.deployment(ray_actor_options={"num_cpus": 0.1})(Other)
+    handle = serve.run(deployment.bind(), name="other", route_prefix=None)
     pid = handle.remote().result(timeout_s=60)
     yield
     assert handle.remote().result(timeout_s=60) == pid
@@ -112,7 +115,7 @@ def test_a_client_that_leaves_ends_the_engines_work(cluster: Cluster) -> None:
     body = {"model": "one", "prompt": "x", "max_tokens": 1900, "ignore_eos": True, "stream": True}
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    connection.getresponse().read(100)
+    assert connection.getresponse().readline()
     until(lambda: running(replica.url, replica.api_key) == 1, 5.0)
     connection.close()
     until(lambda: running(replica.url, replica.api_key) == 0, 5.0)
@@ -225,10 +228,13 @@ def supervisor_of(engine_pid: int) -> int:
 
 def replica_actor_of(model: str) -> int:
     """The process id of the Serve replica of a model."""
-    from ray.util.state import list_actors
-
-    actors = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
-    return next(actor.pid for actor in actors if f"raylane-model-{model}#replica" in actor.name)
+    wanted = f"raylane-model-{model}#replica".encode()
+    token = os.environ[CLUSTER_MARK]
+    for pid in processes_with(CLUSTER_MARK, token):
+        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if title.startswith(b"ray::ServeReplica") and wanted.replace(b"#", b":") in title:
+            return pid
+    raise AssertionError(f"no replica actor of {model}")
 
 
 @pytest.mark.parametrize("victim", ["engine core", "supervisor", "replica actor"])

@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def pinned(lock: str) -> dict[str, str]:
     """Package -> version of a lock file; every line must be an exact pin."""
-    pins = {}
+    pins: dict[str, str] = {}
     for line in (ROOT / "requirements" / lock).read_text().splitlines():
         if line and not line.startswith("#"):
             name, version = line.split("==")
@@ -42,7 +42,8 @@ def test_the_lock_satisfies_pyproject(lock: str, extras: tuple[str, ...]) -> Non
 
 
 def test_the_cpu_set_has_no_cuda_package() -> None:
-    assert [name for name in pinned("cpu.txt") if name.startswith(("nvidia-cu", "nvidia-nccl", "cuda-", "triton"))] == []
+    unwanted = ("nvidia-cu", "nvidia-nccl", "cuda-", "triton")
+    assert [name for name in pinned("cpu.txt") if name.startswith(unwanted)] == []
 
 
 def test_the_makefile_installs_the_torch_that_the_cpu_extra_names() -> None:

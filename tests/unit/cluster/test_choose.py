@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from raylane.cluster.choose import Choice, Refusal, choose
 from raylane.cluster.domains import domains
 from raylane.cluster.hosts import GroupMeasurement, Host, LinkLevel, Verdict
-from raylane.cluster.links import host_links
+from raylane.cluster.links import SAME_CLASS, host_links
 from raylane.cluster.recording import load_recording
 
 Build = Callable[..., Host]
@@ -166,13 +166,14 @@ def test_whole_domains_stay_whole_while_a_half_used_one_has_room(host: Host, dat
 
 @settings(deadline=None, max_examples=200)
 @given(host=st.sampled_from([host for host in RECORDED if len(host.gpus) > 1]), data=st.data())
-def test_a_pair_is_on_the_fastest_free_link_of_every_recording(host: Host, data: st.DataObject) -> None:
+def test_a_pair_is_on_a_link_of_the_fastest_free_class_of_every_recording(host: Host, data: st.DataObject) -> None:
     free = frozenset(data.draw(st.sets(st.sampled_from([gpu.uuid for gpu in host.gpus]), min_size=2)))
     pair = choose(free, host, 2)
     assert isinstance(pair, Choice)
     links = host_links(host)
     scores = [links.score(a, b).seconds for a, b in combinations(sorted(free), 2)]
-    assert pair.seconds == min(time_s for time_s in scores if time_s is not None)
+    assert pair.seconds is not None
+    assert pair.seconds <= SAME_CLASS * min(time_s for time_s in scores if time_s is not None)
 
 
 @settings(deadline=None, max_examples=100)

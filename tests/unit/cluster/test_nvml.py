@@ -10,7 +10,7 @@ import pytest
 
 from raylane.cluster.errors import FailedError
 from raylane.cluster.hosts import LinkLevel, PeerStatus
-from raylane.cluster.nvml import GPU_GONE, LIBRARY_GONE, NO_DRIVER, read_host
+from raylane.cluster.nvml import GPU_GONE, LIBRARY_GONE, NO_DRIVER, P2P_READ, P2P_WRITE, read_host
 
 EVERY_ERROR = sorted(value for name, value in vars(pynvml).items() if name.startswith("NVML_ERROR_"))
 FIELDS = {
@@ -175,7 +175,7 @@ def test_the_common_ancestor_is_the_level(tmp_path: Path, ancestor: int, level: 
     ],
 )
 def test_reads_and_writes_between_peers_are_told_apart(tmp_path: Path, status: int, expected: PeerStatus) -> None:
-    peer = {pynvml.NVML_P2P_CAPS_INDEX_READ: pynvml.NVML_P2P_STATUS_OK, pynvml.NVML_P2P_CAPS_INDEX_WRITE: status}
+    peer = {P2P_READ: pynvml.NVML_P2P_STATUS_OK, P2P_WRITE: status}
     link = read_host(Library(peer=peer), tmp_path).links[0]
     assert (link.p2p_read, link.p2p_write) == (PeerStatus.OK, expected)
 

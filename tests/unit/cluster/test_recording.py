@@ -16,15 +16,16 @@ RECORDINGS = sorted(FIXTURES.glob("*.json"))
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
-def test_every_recording_loads_and_says_that_it_was_composed_by_hand(path: Path) -> None:
+def test_every_recording_loads_and_says_whether_it_is_real_or_composed_by_hand(path: Path) -> None:
     load_recording(path)
-    assert read_recording(path).note.startswith("Composed by hand")
+    assert read_recording(path).note.startswith("Real:" if path.stem.endswith("-real") else "Composed by hand")
 
 
 def test_the_recordings_hold_what_their_names_say() -> None:
     gpus = {path.stem: [len(host.gpus) for host in load_recording(path)] for path in RECORDINGS}
     assert gpus == {
         "h200-x4-nvlink": [4],
+        "h200-x4-real": [4],
         "l40s-x12-six-switch-pairs": [12],
         "l40s-x12-three-hosts": [4, 4, 4],
         "l40s-x8-plx": [8],

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import jsonschema
+import jsonschema  # type: ignore[import-untyped] # comes with Ray, without types
 import pytest
 import yaml
 
@@ -83,13 +83,33 @@ def test_there_are_configs_and_plans_to_load() -> None:
         pytest.param(model(tensor_paralel=2), "models.tiny.tensor_paralel", "2", id="an unknown key of a model"),
         pytest.param(model(engine={"max_len": 5}), "models.tiny.engine.max_len", "5", id="an unknown engine key"),
         pytest.param(model(engine={"kind": "tgi"}), "models.tiny.engine.kind", "'tgi'", id="an unknown engine"),
-        pytest.param(model(replicas={"min": 3, "max": 2}), "models.tiny.replicas", "min 3 is larger than max 2", id="min above max"),
+        pytest.param(
+            model(replicas={"min": 3, "max": 2}),
+            "models.tiny.replicas",
+            "min 3 is larger than max 2",
+            id="min above max",
+        ),
         pytest.param(model(replicas={"max": 0}), "models.tiny.replicas.max", "0", id="no replica ever"),
         pytest.param(model(tensor_parallel=0), "models.tiny.tensor_parallel", "0", id="no GPU to split over"),
-        pytest.param(model(slo={"ttft_ms": 5, "tpot_ms": 5, "attainment": 1.5}), "models.tiny.slo.attainment", "1.5", id="more than all"),
-        pytest.param(model(engine={"env": {"OMP_NUM_THREADS": 1}}), "models.tiny.engine.env.OMP_NUM_THREADS", "1", id="a number for a variable"),
+        pytest.param(
+            model(slo={"ttft_ms": 5, "tpot_ms": 5, "attainment": 1.5}),
+            "models.tiny.slo.attainment",
+            "1.5",
+            id="more than all",
+        ),
+        pytest.param(
+            model(engine={"env": {"OMP_NUM_THREADS": 1}}),
+            "models.tiny.engine.env.OMP_NUM_THREADS",
+            "1",
+            id="a number for a variable",
+        ),
         pytest.param({**model(), "gateway": {"port": 70000}}, "gateway.port", "70000", id="a port that does not exist"),
-        pytest.param({**model(), "gateway": {"processes_per_host": "many"}}, "gateway.processes_per_host", "'many'", id="no number of processes"),
+        pytest.param(
+            {**model(), "gateway": {"processes_per_host": "many"}},
+            "gateway.processes_per_host",
+            "'many'",
+            id="no number of processes",
+        ),
         pytest.param({"models": {}}, "models", "{}", id="no model"),
         pytest.param({}, "models", "required key is missing", id="nothing"),
         pytest.param({"models": {"tiny": {}}}, "models.tiny.source", "required key is missing", id="no source"),

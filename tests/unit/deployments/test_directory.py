@@ -32,7 +32,9 @@ class Clock:
         return self.s
 
 
-def report(replica: str, state: ReplicaState = READY, model: str = "m", load: EngineLoad | None = None) -> ReplicaReport:
+def report(
+    replica: str, state: ReplicaState = READY, model: str = "m", load: EngineLoad | None = None
+) -> ReplicaReport:
     url = f"http://{replica}" if state is not STARTING else None
     return ReplicaReport(replica, model, state, url, "key", "10.0.0.1", load or EngineLoad())
 

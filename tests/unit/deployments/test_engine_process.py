@@ -55,6 +55,18 @@ async def until(condition: Callable[[], bool], within_s: float = GONE_WITHIN_S) 
         await asyncio.sleep(0.02)
 
 
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def files_of(pid: int) -> set[str]:
+    return {str(entry.readlink()) for entry in (Path("/proc") / str(pid) / "fd").iterdir()}
+
+
+def text(path: Path) -> str:
+    return path.read_text()
+
+
 def alive(pid: int) -> bool:
     """True for a process that runs; False when it is gone or only waits to be collected."""
     try:
@@ -80,8 +92,7 @@ async def running(
 TREES = [
     pytest.param({}, 1, id="one process"),
     pytest.param({"ignore_term": True}, 1, id="an engine deaf to TERM"),
-    pytest.param({"child": True}, 2, id="a child in a session of its own, deaf to TERM"),
-    pytest.param({"child": True, "ignore_term": True}, 2, id="both"),
+    pytest.param({"child": True, "ignore_term": True}, 2, id="with a child in a session of its own, both deaf to TERM"),
 ]
 
 
@@ -153,7 +164,7 @@ async def test_an_engine_may_use_the_grace_to_finish(token: str, log_path: Path)
     command = (sys.executable, "-I", "-S", "-c", code)
     async with running(token, log_path, command, 1) as (process, _):
         await process.stop(10.0)
-        assert log_path.read_text().endswith("finished\n")
+        assert text(log_path).endswith("finished\n")
 
 
 async def test_stopping_twice_and_stopping_the_dead_is_harmless(token: str, log_path: Path) -> None:
@@ -213,8 +224,7 @@ async def test_lock_files_are_held_by_the_supervisor_and_not_by_the_engine(
         async with running(token, log_path, fake_engine(), 1, (lock,)) as (process, pid):
             os.close(lock)
             assert not free()
-            held_by_engine = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-            assert str(tmp_path / "gpu") not in held_by_engine
+            assert str(tmp_path / "gpu") not in files_of(pid)
             assert process.supervisor_pid is not None
             os.kill(process.supervisor_pid, signal.SIGKILL)
             await until(free)
@@ -257,12 +267,16 @@ async def test_the_engine_gets_its_own_environment_and_nothing_ray_set_for_its_w
     for name in ("RAY_JOB_ID", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "set by Ray")
     monkeypatch.setenv("HOME_OF_USER", "kept")
-    command = (sys.executable, "-c", "import json, os, time; print(json.dumps(dict(os.environ)), flush=True); time.sleep(60)")
+    command = (
+        sys.executable,
+        "-c",
+        "import json, os, time; print(json.dumps(dict(os.environ)), flush=True); time.sleep(60)",
+    )
     process = EngineProcess(token, Launch(command, {"VLLM_PORT": "20001", "OMP_NUM_THREADS": "2"}, log_path))
     await process.start()
     try:
-        await until(lambda: log_path.read_text().endswith("\n"))
-        env = json.loads(log_path.read_text())
+        await until(lambda: text(log_path).endswith("\n"))
+        env = json.loads(text(log_path))
     finally:
         await process.stop(0.0)
     assert (env["VLLM_PORT"], env["OMP_NUM_THREADS"], env["HOME_OF_USER"]) == ("20001", "2", "kept")
@@ -271,23 +285,24 @@ async def test_the_engine_gets_its_own_environment_and_nothing_ray_set_for_its_w
 
 
 async def test_the_log_is_added_to_and_holds_both_outputs(token: str, log_path: Path) -> None:
-    log_path.write_text("from before\n")
+    with log_path.open("w") as log:
+        log.write("from before\n")
     code = "import os; os.write(1, b'out\\n'); os.write(2, b'err\\n')"
     process = EngineProcess(token, Launch((sys.executable, "-I", "-S", "-c", code), {}, log_path))
     await process.start()
     await asyncio.wait_for(process.ended.wait(), GONE_WITHIN_S)
     await process.stop(0.0)
     assert process.exit_code == 0
-    assert log_path.read_text() == "from before\nout\nerr\n"
+    assert text(log_path) == "from before\nout\nerr\n"
 
 
 async def test_many_engines_start_and_stop_at_once_without_leaks(token: str, tmp_path: Path) -> None:
-    open_before = len(os.listdir("/proc/self/fd"))
+    open_before = open_files()
     engines = [EngineProcess(token, Launch(SLEEPER, {}, tmp_path / f"{number}.log")) for number in range(5)]
     pids = await asyncio.gather(*(engine.start() for engine in engines))
     assert sorted(processes_with(MARK, token)) == sorted(pids)
     await asyncio.gather(*(engine.stop(0.0) for engine in engines))
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert open_files() == open_before
 
 
 def test_the_tail_of_a_log_begins_with_the_first_errors(tmp_path: Path) -> None:

