@@ -12,6 +12,8 @@ from raylane.cli.bench import bench
 from raylane.cli.calibrate import calibrate_command
 from raylane.cli.demo import demo
 from raylane.cli.deploy import delete, deploy, schema, status
+from raylane.cli.export import export
+from raylane.cli.node import cluster, node
 from raylane.cli.plan import plan
 from raylane.cli.report import report
 from raylane.cli.topology import topology
@@ -28,6 +30,9 @@ app = typer.Typer(
 for command in (demo, deploy, status, delete, schema, topology, plan, bench, report):
     app.command()(command)
 app.command("calibrate")(calibrate_command)
+app.add_typer(node, name="node")
+app.add_typer(cluster, name="cluster")
+app.add_typer(export, name="export")
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ from raylane.cluster.hosts import Host
 from raylane.cluster.processes import end_processes_with, processes_with
 from raylane.cluster.ray_start import MARK, NodeRequest, start_command, start_environment
 
-START_TIMEOUT_S = 180.0
+START_TRIES = 2
+START_TIMEOUT_S = 120.0
 HEAD_ANSWERS_S = 60.0  # a head may be starting at the same time
 STAGE_S = 20.0  # for each stage of a stop: the raylet with its workers, the other services, the head's store
 POLL_S = 0.1
@@ -103,11 +104,21 @@ def resolved(address: str) -> str:
 
 
 def start(request: NodeRequest, host: Host, folder: Path) -> NodeState:
-    """Run `ray start` and record what came of it; nothing is left running when it fails."""
-    mark = secrets.token_hex(8)
-    log = folder / "logs" / "node-start.log"
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *start_command(request, host)]
+    """Start Ray and record what came of it; nothing is left running when it fails.
+
+    A start is tried again: the raylet of Ray 2.60 gives its agent 15 s, too few on a host that is busy or cold.
+    """
     (folder / "node.json").unlink(missing_ok=True)
+    for attempt in range(1, START_TRIES):
+        with suppress(FailedError):
+            return start_once(request, host, folder, attempt)
+    return start_once(request, host, folder, START_TRIES)
+
+
+def start_once(request: NodeRequest, host: Host, folder: Path, attempt: int) -> NodeState:
+    mark = secrets.token_hex(8)
+    log = folder / "logs" / f"node-start-{attempt}.log"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", *start_command(request, host)]
     try:
         run_to_end(command, start_environment(os.environ, request, mark), log)
         state = described(request, mark)

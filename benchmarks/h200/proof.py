@@ -53,6 +53,8 @@ class Proof:
         self.tiny = tiny
         self.api = api
         self.also = also
+        self.pairs = 3
+        self.clients: frozenset[int] = frozenset()
 
     def write(self, name: str, result: Any) -> None:
         """Keep a part's result at once; a later part may fail."""
@@ -106,11 +108,12 @@ def overhead(proof: Proof) -> None:
     loads = (
         Load(1, 512, 64 if proof.tiny else 256, requests=20, warmup_requests=3),
         Load(32, 512, 64 if proof.tiny else 256, duration_s=proof.window_s(9), warmup_requests=32),
-        Load(256, 512, 64 if proof.tiny else 256, duration_s=proof.window_s(12), warmup_requests=256),
+        # Counted, not timed: clients that start together stay in waves, and a window must hold whole ones.
+        Load(256, 512, 64 if proof.tiny else 256, requests=1280, warmup_requests=256),
     )
     result: dict[str, Any] = {"ready_s": ready_s, "loads": []}
-    for load in loads:
-        result["loads"].append(compare("llama-8b", ways, load, 1 if proof.tiny else 3, proof.runs).to_json())
+    for load in (load for load in loads if not proof.clients or load.concurrency in proof.clients):
+        result["loads"].append(compare("llama-8b", ways, load, 1 if proof.tiny else proof.pairs, proof.runs).to_json())
         proof.write("overhead", result)
     delete(proof.api, [])
 
@@ -216,6 +219,8 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, default=Path("docs/results/h200"))
     arguments.add_argument("--gpus", type=int, default=0)
     arguments.add_argument("--tiny", action="store_true")
+    arguments.add_argument("--pairs", type=int, default=3, help="overhead: alternating pairs")
+    arguments.add_argument("--clients", type=int, nargs="*", default=[], help="overhead: only these concurrencies")
     chosen = arguments.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     with local_ray(cpus=16, gpus=chosen.gpus) as context:
@@ -223,6 +228,7 @@ def main() -> None:
         proof = Proof(chosen.out, chosen.tiny, ServeApi(dashboard_url(context)), frozenset(chosen.parts))
         environment = describe_environment({"ray": ray.__version__, "models": "random weights (load_format dummy)"})
         proof.write("environment", environment)
+        proof.pairs, proof.clients = chosen.pairs, frozenset(chosen.clients)
         minutes = {}
         for name in chosen.parts:
             if name == "fault" and "scaling" in chosen.parts:

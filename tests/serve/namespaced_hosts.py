@@ -32,8 +32,7 @@ mount -t tmpfs -o mode=1777 tmpfs /dev/shm
 for path in "$settings" "$@"; do mkdir -p "$path"; mount --rbind "$keep$path" "$path"; done
 mkdir -m 700 /tmp/home /tmp/home/.ssh; touch /tmp/home/.bashrc
 cp "$settings/key.pub" /tmp/home/.ssh/authorized_keys
-mount --bind "$settings/passwd" /etc/passwd
-mount --bind "$settings/shadow" /etc/shadow
+for name in passwd shadow hosts resolv.conf; do mount --bind "$settings/$name" "/etc/$name"; done
 ip link set lo up
 touch "$settings/ready-$(hostname)"
 """
@@ -71,7 +70,9 @@ def missing() -> str | None:
     """Why namespaced hosts cannot be had here; None when they can."""
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
     if absent:
-        return f"not installed: {', '.join(absent)} (Debian: openssh-server, openssh-client, iproute2, rsync, util-linux)"
+        return (
+            f"not installed: {', '.join(absent)} (Debian: openssh-server, openssh-client, iproute2, rsync, util-linux)"
+        )
     trial = subprocess.run(
         ["unshare", "-n", "-p", "-m", "-u", "-i", "--fork", "--mount-proc", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
         capture_output=True,
@@ -83,12 +84,12 @@ def missing() -> str | None:
 @contextmanager
 def namespaced_hosts(addresses: Sequence[str], operator: str, folder: Path) -> Iterator[list[NamespacedHost]]:
     """Machines with these addresses (a /24) and root's key, and before them the operator's. All are gone at the end."""
-    write_settings(folder)
+    names = {"operator": operator, **{f"host{i}": address for i, address in enumerate(addresses)}}
+    write_settings(folder, names)
     starters: list[subprocess.Popen[bytes]] = []
     try:
         hosts = []
-        for number, address in enumerate([operator, *addresses]):
-            name = "operator" if number == 0 else f"host{number - 1}"
+        for name, address in names.items():
             starter, pid = start_host(name, folder)
             starters.append(starter)
             hosts.append(NamespacedHost(name, address, pid))
@@ -103,8 +104,10 @@ def namespaced_hosts(addresses: Sequence[str], operator: str, folder: Path) -> I
         wait_until_gone([host.pid for host in hosts])
 
 
-def write_settings(folder: Path) -> None:
-    """Keys, sshd's settings, and a user database in which root's home is private."""
+def write_settings(folder: Path, names: dict[str, str]) -> None:
+    """Keys, sshd's settings, a user database in which root's home is private, and host names without a name server."""
+    (folder / "hosts").write_text("".join(f"{ip} {name}\n" for name, ip in {"localhost": "127.0.0.1", **names}.items()))
+    (folder / "resolv.conf").write_text("")
     for key in ("key", "host_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
     (folder / "sshd_config").write_text(
@@ -118,8 +121,10 @@ def write_settings(folder: Path) -> None:
 
 def start_host(name: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
     """Start the first process of a machine; its starter and its pid. The starter dies with this process."""
-    visible = [str(path) for path in (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)) if path.is_relative_to("/tmp")]
-    script = f'{SET_UP}\n{SHELL_AS_INIT}'
+    visible = [
+        str(path) for path in (REPOSITORY, Path(sys.prefix), Path(sys.base_prefix)) if path.is_relative_to("/tmp")
+    ]
+    script = f"{SET_UP}\n{SHELL_AS_INIT}"
     starter = subprocess.Popen(
         [
             *("setpriv", "--pdeathsig", "KILL", "unshare", "-n", "-p", "-m", "-u", "-i"),

@@ -5,7 +5,7 @@ RAYLANE_HEADLESS_S sets how long requests must go on without the head (30 s; the
 
 import json
 import os
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,20 +22,19 @@ OPERATOR = "10.77.0.1"
 ADDRESSES = ["10.77.0.20", "10.77.0.21", "10.77.0.22"]
 HEADLESS_S = float(os.environ.get("RAYLANE_HEADLESS_S", "30"))
 BIN = Path(sys.executable).parent
-MODEL = "tiny"
+MODEL = "simulated"
 DEPLOYMENT = f"""
 models:
   {MODEL}:
-    source: builtin:tiny-llama
-    engine: {{kind: vllm, device: cpu, dtype: float32, enforce_eager: true, max_model_len: 256,
-             env: {{OMP_NUM_THREADS: "1"}}}}
+    source: builtin:llama-3-8b-shape
+    engine: {{kind: simulator, device: cpu, max_model_len: 2048}}
     cpus: 2  # of the 3 that each host offers: one replica a host
     replicas: {{min: 3, max: 3}}
 gateway: {{host: 0.0.0.0, port: 8000, processes_per_host: 1}}
 """
 
 
-def cluster_yaml() -> str:
+def cluster_yaml(head_options: str = "") -> str:
     """The shipped file with this network's addresses, this environment's folder, and three CPUs a host."""
     text = (REPOSITORY / "ray-cluster.yaml").read_text()
     for old, new in [
@@ -45,6 +44,7 @@ def cluster_yaml() -> str:
         ("/opt/raylane/bin", str(BIN)),
         ("raylane/bin ~", f"{BIN} ~"),
         ("raylane node up", "raylane node up --cpus 3"),
+        ("--head ", f"--head {head_options} "),
     ]:
         assert old in text, f"ray-cluster.yaml no longer holds {old!r}"
         text = text.replace(old, new)
@@ -69,13 +69,14 @@ class Machines:
         self.say(command)
         return done.stdout
 
-    def ask(self, host: NamespacedHost, timeout_s: float = 60.0) -> str | None:
-        """One chat completion through a host's gateway, from the operator's machine; None when it failed."""
+    def ask(self, host: NamespacedHost, timeout_s: float = 60.0) -> str:
+        """One chat completion through a host's gateway, from the operator's machine: "200", or what came instead."""
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
         url = f"http://{host.address}:8000/v1/chat/completions"
-        command = ["curl", "-sf", "--max-time", str(timeout_s), "-H", "content-type: application/json"]
-        done = self.operator.run(*command, "-d", json.dumps(body), url, timeout_s=timeout_s + 10)
-        return done.stdout if done.returncode == 0 and '"choices"' in done.stdout else None
+        command = ["curl", "-s", "--max-time", str(timeout_s), "-w", "\n%{http_code}", "-d", json.dumps(body)]
+        done = self.operator.run(*command, "-H", "content-type: application/json", url, timeout_s=timeout_s + 10)
+        text, _, status = done.stdout.rpartition("\n")
+        return "200" if status == "200" and '"choices"' in text else f"{time.strftime('%T')} {url}: {status} {text}"
 
     def on_head(self, command: str, timeout_s: float = 60.0) -> str:
         """A command in a login shell of the head."""
@@ -121,27 +122,27 @@ def test_cluster_comes_up_serves_survives_and_goes(machines: Machines) -> None:
     before = {r["replica_id"]: r["load"]["output_tokens_total"] or 0 for r in machines.replicas()}
     for host in machines.hosts:
         for _ in range(6):
-            assert machines.ask(host) is not None, f"no answer through {host.address}"
+            assert machines.ask(host) == "200"
     until(lambda: answered_by_all(machines, before), 10, "a request answered by a replica on every host")
     machines.say("18 requests through three gateways, answered by replicas on three hosts")
 
     # A host is cut off: the others go on; it comes back and serves again.
     set_link(machines.operator, third, "down")
     for _ in range(10):
-        assert machines.ask(head) is not None
-        assert machines.ask(second) is not None
+        assert machines.ask(head) == "200"
+        assert machines.ask(second) == "200"
     until(lambda: hosts_alive(machines) == 2, 120, "the head notices the lost host")
     machines.say("host cut off, 20 requests answered by the others, the head has noticed")
     set_link(machines.operator, third, "up")
     until(lambda: hosts_alive(machines) == 3, 120, "the host joins again")
     machines.say("host joined again")
-    until(lambda: machines.ask(third, 5) is not None, 120, "its gateway answers again")
+    until(lambda: machines.ask(third, 5) == "200", 120, "its gateway answers again")
     machines.say("its gateway answers again")
 
     # The head is lost: the other hosts go on serving.
     set_link(machines.operator, head, "down")
     kill_raylane(head)
-    assert requests_fail(machines, [second, third], HEADLESS_S) == 0
+    assert failed_requests(machines, [second, third], HEADLESS_S) == []
     machines.say(f"head killed, no failed request in {HEADLESS_S:.0f} s")
 
     set_link(machines.operator, head, "up")
@@ -149,6 +150,38 @@ def test_cluster_comes_up_serves_survives_and_goes(machines: Machines) -> None:
     for host in machines.hosts:
         assert host.processes() == [], f"left running on {host.address}"
     machines.say("nothing left running")
+
+
+def test_with_redis_the_head_returns_and_replicas_are_kept(machines: Machines) -> None:
+    if shutil.which("redis-server") is None:
+        pytest.skip("not installed: redis-server")
+    options = f"--redis redis://{OPERATOR}:6380"
+    machines.operator.run("tee", f"{HOME}/ray-cluster.yaml", stdin=cluster_yaml(options)).check_returncode()
+    redis = ["redis-server", "--port", "6380", "--bind", OPERATOR, "--protected-mode", "no", "--save", ""]
+    machines.operator.run(*redis, "--daemonize", "yes").check_returncode()
+    machines.shell("ray get-auth-token --generate", 30)
+    machines.shell("raylane cluster up ray-cluster.yaml --timeout 120", 150)
+    machines.shell("raylane cluster submit ray-cluster.yaml models.yaml", 240)
+    head, *workers = machines.hosts
+    before = engines(machines)
+
+    kill_raylane(head)
+    machines.on_head(f"raylane node up --cpus 3 --head {options} --autoscaling-config ~/ray_bootstrap_config.yaml", 300)
+    machines.say("head started again")
+    until(lambda: engines(machines).keys() == set(ADDRESSES), 120, "three replicas ready again")
+    after = engines(machines)
+    assert [after[host.address] == before[host.address] for host in machines.hosts] == [False, True, True]
+    assert failed_requests(machines, machines.hosts, 5.0) == []
+    machines.say("workers' replicas are the same processes, the head's was replaced")
+    machines.shell("raylane cluster down ray-cluster.yaml", 120)
+    for host in machines.hosts:
+        assert host.processes() == [], f"left running on {host.address}"
+
+
+def engines(machines: Machines) -> dict[str, tuple[str, int]]:
+    """Replica and engine process of each host that has one ready."""
+    ready = [r for r in machines.replicas() if r["state"] == "ready"]
+    return {r["node_ip"]: (r["replica_id"], r["engine_pid"]) for r in ready}
 
 
 def answered_by_all(machines: Machines, before: dict[str, float]) -> bool:
@@ -170,11 +203,11 @@ def kill_raylane(host: NamespacedHost) -> None:
     host.run(sys.executable, "-c", script).check_returncode()
 
 
-def requests_fail(machines: Machines, hosts: list[NamespacedHost], seconds: float) -> int:
-    """Failed ones of the requests sent to these hosts in turn, for that long."""
-    failed, deadline_s = 0, time.monotonic() + seconds
+def failed_requests(machines: Machines, hosts: list[NamespacedHost], seconds: float) -> list[str]:
+    """What went wrong with requests sent to these hosts in turn, for that long."""
+    answers, deadline_s = [], time.monotonic() + seconds
     while time.monotonic() < deadline_s:
-        for host in hosts:
-            failed += machines.ask(host) is None
+        answers += [machines.ask(host) for host in hosts]
         time.sleep(0.2)
-    return failed
+    machines.say(f"{len(answers)} requests without the head")
+    return [answer for answer in answers if answer != "200"]

@@ -68,7 +68,8 @@ def test_bench_then_report(tmp_path: Path) -> None:
     assert (cost["model"], cost["usd_per_hour"]) == ("m", 0.05)
     assert {"report.html", "report.md", "report.csv"} <= {path.name for path in Path(folder).iterdir()}
     tables = CliRunner().invoke(app, ["report", folder], catch_exceptions=False).stdout
-    assert "Latency in ms, one" in tables
+    assert "TTFT ms" in tables
+    assert "TPOT ms" in tables
 
 
 @pytest.mark.parametrize(

@@ -144,3 +144,11 @@ def test_the_mixed_deployment_fits_the_recorded_host() -> None:
     assert found.fits
     assert sorted(len(placed.uuids) for placed in found.placements) == [1, 1, 2]
     assert len({uuid for placed in found.placements for uuid in placed.uuids}) == 4
+
+
+def test_the_second_measurement_at_256_clients() -> None:
+    (load,) = result("overhead-256")["loads"]
+    ratio = load["throughput_ratio"]
+    text = (RESULTS / "README.md").read_text()
+    assert f"ratio {ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})" in text
+    assert len(load["first"]) == len(load["second"]) == 4
