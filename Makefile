@@ -7,7 +7,7 @@ TORCH := torch==2.13.0+cpu
 # Where PyTorch's CPU wheels come from when pip's own sources have none.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test check unit serve format clean
+.PHONY: install demo test check unit serve launcher format clean
 
 install: $(INSTALLED)
 
@@ -37,7 +37,11 @@ unit: $(INSTALLED)
 	$(BIN)/pytest tests/unit
 
 serve: $(INSTALLED)
-	$(BIN)/pytest tests/serve tests/gpu
+	$(BIN)/pytest tests/serve --ignore tests/serve/test_launcher_namespaces.py
+
+# Three "hosts" as namespaces of this machine: needs root, openssh-server, rsync and iproute2.
+launcher: $(INSTALLED)
+	$(BIN)/pytest tests/serve/test_launcher_namespaces.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
