@@ -30,7 +30,7 @@ from raylane.cluster.ray_start import MARK, NodeRequest, start_command, start_en
 START_TRIES = 2
 START_TIMEOUT_S = 120.0
 HEAD_ANSWERS_S = 60.0  # a head may be starting at the same time
-STAGE_S = 20.0  # for each stage of a stop: the raylet with its workers, the other services, the head's store
+STAGE_S = 15.0  # for each stage of a stop: the raylet with its workers, the other services, the head's store
 POLL_S = 0.1
 TOKEN_BYTES = 32
 OUTPUT_LINES = 15
@@ -197,18 +197,19 @@ def end(state: NodeState) -> None:
     def members(fits: Callable[[str], bool]) -> list[int]:
         return [pid for pid in processes_with(MARK, state.mark) if fits(name_of(pid))]
 
-    terminate(members(lambda name: name == "raylet"))
+    signal_all(members(lambda name: name == "raylet"), signal.SIGTERM)
     wait_for(lambda: not members(lambda name: name == "raylet" or name.startswith("ray::")))
-    terminate(members(lambda name: name != "gcs_server"))
+    signal_all(members(lambda name: name != "gcs_server"), signal.SIGTERM)
     wait_for(lambda: not members(lambda name: name != "gcs_server"))
-    terminate(members(lambda name: True))
+    signal_all(members(lambda name: name != "gcs_server"), signal.SIGKILL)  # a raylet without its head hangs on
+    signal_all(members(lambda name: name == "gcs_server"), signal.SIGTERM)
     end_processes_with(MARK, state.mark, grace_s=STAGE_S)
 
 
-def terminate(pids: list[int]) -> None:
+def signal_all(pids: list[int], number: int) -> None:
     for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # gone meanwhile
+            os.kill(pid, number)
 
 
 def wait_for(done: Callable[[], bool]) -> None:

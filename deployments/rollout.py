@@ -4,13 +4,14 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raylane.cluster.errors import FailedError, UsageError
+from raylane.cluster.errors import FailedError, RaylaneError, UsageError
 from raylane.deployments.applications import GATEWAY, MODEL_PREFIX, Change, change, is_ours, merge
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.ray_directory import directory_actor, running_directory
@@ -78,7 +79,8 @@ def deploy(config: DeploymentConfig, api: ServeApi, origin: str, progress: Progr
     try:
         wait_until_up(api, [app["name"] for app in wanted if is_ours(app["name"])], progress, timeout_s)
     except BaseException:
-        _take_back(api, done.added)
+        with suppress(RaylaneError):  # what went wrong first is what the user must read
+            _take_back(api, done.added)
         raise
     return done
 

@@ -1,6 +1,7 @@
 """This host's Ray: what `ray start` is told, and that only what was started is ever stopped."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -277,7 +278,7 @@ def test_a_head_that_lost_a_vital_process_is_started_anew(folder: Path, ray: Fak
 
 def test_a_failed_start_leaves_nothing_behind(folder: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
     ray.fails = 2
-    monkeypatch.setattr(node.secrets, "token_hex", lambda count: "the-mark")
+    monkeypatch.setattr(secrets, "token_hex", lambda count: "the-mark")
     with pytest.raises(FailedError, match="did not start"):
         up(HEAD, NO_GPUS, folder)
     assert alive("the-mark") == []
@@ -289,6 +290,31 @@ def test_a_start_that_fails_once_is_tried_again(folder: Path, ray: FakeRay) -> N
     state, _ = up(HEAD, NO_GPUS, folder)
     assert ray.starts == 2
     assert works(state)
+
+
+def test_following_ends_with_an_error_and_nothing_left_when_the_raylet_dies(folder: Path, ray: FakeRay) -> None:
+    state, _ = up(HEAD, NO_GPUS, folder)
+    for pid in alive(state.mark):
+        if node.name_of(pid) == "raylet":
+            os.kill(pid, signal.SIGKILL)
+    with pytest.raises(FailedError, match="ended by itself"):
+        node.follow(state, folder)
+    assert alive(state.mark) == []
+
+
+def test_following_stops_this_hosts_ray_when_it_is_interrupted(
+    folder: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, _ = up(HEAD, NO_GPUS, folder)
+
+    def interrupt(seconds: float) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        node.follow(state, folder)
+    assert alive(state.mark) == []
 
 
 def test_a_host_of_another_cluster_is_not_taken_over(folder: Path, ray: FakeRay) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import jsonschema  # type: ignore[import-untyped] # comes with Ray, without types
+import jsonschema
 import pytest
 import yaml
 
