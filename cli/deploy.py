@@ -48,7 +48,11 @@ def deploy(
     with connected(address) as api:
         from raylane.deployments.rollout import deploy as put
 
-        change = put(config, api, str(config_file), progress_lines(), timeout_s)
+        try:
+            change = put(config, api, str(config_file), progress_lines(), timeout_s)
+        except KeyboardInterrupt:
+            Console(stderr=True).print("the deployment goes on: see `raylane status`, undo with `raylane delete`")
+            raise
     typer.echo(json.dumps(asdict(change)) if json_output else change_text(change))
 
 

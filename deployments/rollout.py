@@ -78,7 +78,7 @@ def deploy(config: DeploymentConfig, api: ServeApi, origin: str, progress: Progr
     api.put(wanted, before.options)
     try:
         wait_until_up(api, [app["name"] for app in wanted if is_ours(app["name"])], progress, timeout_s)
-    except BaseException:
+    except Exception:  # not Ctrl-C: that ends the waiting, and the deployment goes on
         with suppress(RaylaneError):  # what went wrong first is what the user must read
             _take_back(api, done.added)
         raise
