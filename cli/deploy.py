@@ -25,6 +25,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @contextmanager
 def connected(address: str) -> Iterator["ServeApi"]:
     """This process joined to a running cluster, and its Serve interface."""
+    from raylane.cluster.node import expect_token
+
+    expect_token()  # Ray reads it when it is imported
     import ray
 
     from raylane.deployments.rollout import connect

@@ -18,10 +18,12 @@ log = logging.getLogger("raylane.gateway")
 
 CONNECT_TIMEOUT_S = 2.0
 IDLE_FOR_S = 60.0  # engines keep a connection for 120 s
-KEEPALIVE = (  # a host that vanishes says nothing: its connections break after 25 s
+VANISHED_AFTER_MS = 5000
+SOCKET_OPTIONS = (  # a host that vanishes says nothing: its connections must break by themselves
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_AFTER_MS),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
 )
 
@@ -102,7 +104,7 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "pause_reading")  # noqa: S101
         self._transport = transport  # type: ignore[assignment]
-        for level, option, value in KEEPALIVE:
+        for level, option, value in SOCKET_OPTIONS:
             transport.get_extra_info("socket").setsockopt(level, option, value)
 
     def data_received(self, data: bytes) -> None:
