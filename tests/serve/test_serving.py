@@ -258,7 +258,11 @@ def test_whatever_is_killed_nothing_is_left_and_another_replica_comes(cluster: C
 def test_requests_go_on_while_the_directory_is_away(cluster: Cluster) -> None:
     ray.kill(directory_actor(), no_restart=False)
     for _ in range(30):
-        cluster.client().completions.create(model="one", prompt="x", max_tokens=2)
+        answer = cluster.client().completions.create(
+            model="one", prompt="x", max_tokens=2, extra_body={"ignore_eos": True}
+        )
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == 2
         time.sleep(0.1)
     until(lambda: len(cluster.ready("one")) == 1, 20.0)
 
