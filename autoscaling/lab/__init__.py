@@ -1,0 +1,1 @@
+"""The replay lab: policies against recorded and synthetic load in virtual time."""

@@ -1,0 +1,1 @@
+"""What arrives when, and how long it is: recorded request traces, rate curves and synthetic load shapes."""
