@@ -1,4 +1,4 @@
-"""`raylane deploy`, `status`, `delete` and `schema`."""
+"""`raylane deploy`, `delete` and `schema`, and the connection to a cluster that other commands use too."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from raylane.deployments.config import json_schema, load_config
 
 if TYPE_CHECKING:
     from raylane.deployments.applications import Change
-    from raylane.deployments.reports import Snapshot
     from raylane.deployments.serve_api import AppStatus, ServeApi
 
 Address = Annotated[str, typer.Option("--address", help="Ray cluster; auto finds the one this host belongs to.")]
@@ -49,10 +47,13 @@ def deploy(
     """Put models on the running cluster; an edit restarts only the models whose own block changed."""
     config = load_config(config_file)
     with connected(address) as api:
+        from raylane.autoscaling.ray_scaler import follow, read_fleet
+        from raylane.autoscaling.specs import check_scaling
         from raylane.deployments.rollout import deploy as put
 
+        check_scaling(config, read_fleet().card, str(config_file))
         try:
-            change = put(config, api, str(config_file), progress_lines(), timeout_s)
+            change = put(config, api, str(config_file), progress_lines(), timeout_s, follow)
         except KeyboardInterrupt:
             Console(stderr=True).print("the deployment goes on: see `raylane status`, undo with `raylane delete`")
             raise
@@ -85,68 +86,18 @@ def change_text(change: "Change") -> str:
     return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
 
 
-def status(address: Address = "auto", json_output: AsJson = False) -> None:
-    """What is deployed: models, replicas, their hosts, GPUs and load."""
-    with connected(address) as api:
-        from raylane.deployments.rollout import display_name, snapshot
-
-        applications = [s for name, s in api.state().statuses.items() if name.startswith("raylane-")]
-        known = snapshot()
-    if json_output:
-        typer.echo(
-            json.dumps({"applications": [asdict(a) for a in applications], "directory": public(known)}, indent=2)
-        )
-        return
-    console = Console()
-    for application in applications:
-        console.print(
-            f"{display_name(application.name)}: {application.status.lower()}, "
-            f"{application.running_replicas}/{application.target_replicas or 0} replicas",
-            highlight=False,
-        )
-    if known is not None:
-        console.print(replica_table(known))
-
-
-def public(known: "Snapshot | None") -> dict[str, object] | None:
-    """The snapshot without the engines' keys."""
-    if known is None:
-        return None
-    data = asdict(known)
-    for replica in data["replicas"]:
-        del replica["api_key"]
-    return data
-
-
-def replica_table(known: "Snapshot") -> Table:
-    """One row for each replica."""
-    table = Table(title="replicas", title_justify="left")
-    for head in ("model", "replica", "state", "host", "GPUs", "running", "waiting", "KV use", "started in"):
-        table.add_column(head)
-    for r in known.replicas:
-        gpus = ", ".join(r.gpu_uuids) + (" (second best)" if r.second_best else "") if r.gpu_uuids else "none"
-        table.add_row(
-            *(r.model, r.replica_id, r.state.value, r.node_ip, gpus),
-            *(shown(r.load.running), shown(r.load.waiting)),
-            "-" if r.load.kv_use is None else f"{r.load.kv_use:.0%}",
-            "-" if r.started_s is None else f"{r.started_s:.0f} s",
-        )
-    return table
-
-
-def shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
-
-
 def delete(
     models: Annotated[list[str] | None, typer.Argument(help="Models; none named: all, and the gateway.")] = None,
     address: Address = "auto",
 ) -> None:
     """Take models off the cluster; running streams finish first. Other applications stay."""
     with connected(address) as api:
+        from raylane.autoscaling.ray_scaler import follow
+        from raylane.deployments.deployed import recall
         from raylane.deployments.rollout import delete as take_off
 
         gone = take_off(api, models or [])
+        follow(recall())
     typer.echo("deleted: " + (", ".join(gone) or "nothing was deployed"))
 
 

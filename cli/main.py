@@ -11,11 +11,16 @@ from rich.markup import escape
 from raylane.cli.bench import bench
 from raylane.cli.calibrate import calibrate_command
 from raylane.cli.demo import demo
-from raylane.cli.deploy import delete, deploy, schema, status
+from raylane.cli.deploy import delete, deploy, schema
+from raylane.cli.engine import engine
 from raylane.cli.export import export
+from raylane.cli.move import move
 from raylane.cli.node import cluster, node
 from raylane.cli.plan import plan
+from raylane.cli.profiles import profiles_command
 from raylane.cli.report import report
+from raylane.cli.scaling import scaling
+from raylane.cli.status import status
 from raylane.cli.topology import topology
 from raylane.cluster.errors import RaylaneError
 
@@ -27,12 +32,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Serve large language models on your own GPUs with Ray, and know what each token costs.",
 )
-for command in (demo, deploy, status, delete, schema, topology, plan, bench, report):
+for command in (demo, deploy, status, move, scaling, delete, schema, topology, plan, bench, report):
     app.command()(command)
 app.command("calibrate")(calibrate_command)
+app.command("profiles")(profiles_command)
 app.add_typer(node, name="node")
 app.add_typer(cluster, name="cluster")
 app.add_typer(export, name="export")
+app.add_typer(engine, name="engine")
 
 
 def main() -> None:

@@ -18,8 +18,10 @@ from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
 from raylane.cluster.planner import PlacementPlan, Want
 from raylane.deployments.builtin import PREFIX
-from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig, load_config
-from raylane.deployments.fit import EngineSettings, Fits, Refusal, fit
+from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig, VllmConfig, load_config
+from raylane.deployments.drafts import with_draft
+from raylane.deployments.engine_settings import engine_settings
+from raylane.deployments.fit import Fits, Refusal, fit
 from raylane.deployments.model_facts import ModelFacts, model_facts
 from raylane.deployments.parallelism import Comparison, compare_parallelism
 from raylane.deployments.roofline import Ceiling, Link, assumed_link, ceiling
@@ -173,25 +175,11 @@ def config_of(source: str) -> str:
     raise UsageError(f"{source}: no such folder, and hub ids are not looked up; plan with a folder or a builtin shape")
 
 
-def settings_of(model: ModelConfig) -> EngineSettings:
-    """The part of a model's config that decides memory and speed."""
-    engine = model.engine
-    return EngineSettings(
-        dtype=engine.dtype,
-        quantization=engine.quantization,
-        kv_cache_dtype=engine.kv_cache_dtype or "auto",
-        max_model_len=engine.max_model_len,
-        gpu_memory_utilization=engine.gpu_memory_utilization,
-        max_num_seqs=engine.max_num_seqs,
-        max_num_batched_tokens=engine.max_num_batched_tokens,
-        tensor_parallel=model.tensor_parallel,
-        pipeline_parallel=model.pipeline_parallel,
-    )
-
-
 def size_on(facts: ModelFacts, card: Accelerator, model: ModelConfig, measured: Link | None, largest: int) -> Sizing:
     """Memory and ceilings of one replica on this card."""
-    settings, link = settings_of(model), measured or assumed_link(card)
+    settings, link = engine_settings(model), measured or assumed_link(card)
+    if isinstance(model.engine, VllmConfig):
+        settings = with_draft(settings, model.engine.speculative, facts)
     found = fit(facts, card, settings, largest_tensor_parallel=largest)
     if isinstance(found, Refusal):
         return Sizing(facts, found)

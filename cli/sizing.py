@@ -23,7 +23,8 @@ def print_fit(console: Console, model: str, facts: ModelFacts, found: Fits | Ref
         for item in found.nearest:
             console.print(f"  fits with {item.change}: {item.fits.kv_tokens:,} KV tokens", highlight=False)
         return
-    for note in facts.notes:
+    draft = found.settings.draft
+    for note in (*facts.notes, *(draft.notes if draft else ())):
         console.print(f"  note: {note}", highlight=False)
     console.print(
         f"{size} on {found.settings.gpus}x {found.gpu.name}: weights {found.weight_bytes / 1e9:.1f} GB, workspace "

@@ -21,6 +21,7 @@ class GpuReading:
     gpu_util_percent: float | None
     memory_used_bytes: int | None
     temperature_c: float | None
+    memory_util_percent: float | None = None  # share of time in which memory was read or written
 
 
 class GpuReader(Protocol):
@@ -57,6 +58,7 @@ def _read(uuid: str, handle: Any) -> GpuReading:
         gpu_util_percent=None if rates is None else rates.gpu,
         memory_used_bytes=None if memory is None else memory.used,
         temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        memory_util_percent=None if rates is None else rates.memory,
     )
 
 

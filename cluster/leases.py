@@ -1,4 +1,4 @@
-"""Who holds which GPU and which ports on this host: one lock file each, held by the engine's supervisor.
+"""Who holds which GPU and which ports on this host: one lock file each, held by a replica and its engine's supervisor.
 
 A lock is an flock on an open file: the kernel releases it when the last process that has the file open dies, so a lease
 can be neither forgotten nor stale. Starting replicas take turns through one host-wide lock while they look and choose.
@@ -28,6 +28,10 @@ class Lease:
     ports: range
     lock_fds: tuple[int, ...]
     choice: Choice  # the GPUs and why these
+
+    def gpu_fds(self) -> dict[str, int]:
+        """The lock file of each GPU."""
+        return dict(zip(self.choice.uuids, self.lock_fds, strict=False))  # the last file is that of the ports
 
     def close(self) -> None:
         """Let go here; the lease goes on where the files were handed on."""
@@ -60,16 +64,20 @@ def runtime_folder() -> Path:
     return folder
 
 
-def take_lease(owner: str, gpu_uuids: Iterable[str], choose: Chooser, host: str, folder: Path) -> Lease:
+def take_lease(
+    owner: str, gpu_uuids: Iterable[str], choose: Chooser, host: str, folder: Path, own: Lease | None = None
+) -> Lease:
     """Lease GPUs (by `choose` among the free ones of `gpu_uuids`) and a block of ports for `owner`.
 
+    The GPUs of `own`, a lease that this process has open, count as free: what is chosen of them both leases then hold.
     Raises FailedError with the reason when there is no good choice or no free port block.
     """
+    ours = {} if own is None else own.gpu_fds()
     with _one_at_a_time(folder):  # also while locks are given back: the next one must find them free
         fds: list[int] = []
         kept: list[int] = []
         try:
-            free = {uuid: fd for uuid in gpu_uuids if (fd := _try_lock(folder / "gpus" / uuid)) is not None}
+            free = {uuid: fd for uuid in gpu_uuids if (fd := _have(folder, uuid, ours)) is not None}
             fds += free.values()
             choice = choose(frozenset(free))
             if isinstance(choice, Refusal):
@@ -83,6 +91,17 @@ def take_lease(owner: str, gpu_uuids: Iterable[str], choose: Chooser, host: str,
         finally:
             _close(fd for fd in fds if fd not in kept)
     return Lease(ports, tuple(kept), choice)
+
+
+def free_gpus(gpu_uuids: Iterable[str], folder: Path) -> frozenset[str]:
+    """Those of the GPUs that nobody holds at this moment."""
+    free = set()
+    with _one_at_a_time(folder):
+        for uuid in gpu_uuids:
+            if (fd := _try_lock(folder / "gpus" / uuid)) is not None:
+                os.close(fd)
+                free.add(uuid)
+    return frozenset(free)
 
 
 def holders(folder: Path, part: str = "gpus") -> list[Holder]:
@@ -109,6 +128,11 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _have(folder: Path, uuid: str, ours: dict[str, int]) -> int | None:
+    """A GPU's lock file, locked: a second handle of our own lock, or a new one; None where another holds it."""
+    return os.dup(ours[uuid]) if uuid in ours else _try_lock(folder / "gpus" / uuid)
 
 
 def _try_lock(path: Path) -> int | None:

@@ -11,13 +11,19 @@ POLL_S = 0.05
 
 def processes_with(name: str, value: str) -> list[int]:
     """Ids of other live processes that were started with this variable in their environment (readable ones only)."""
-    wanted = f"{name}={value}".encode()
-    found = []
+    return [pid for pid, found in marked_processes(name).items() if found == value]
+
+
+def marked_processes(name: str) -> dict[int, str]:
+    """Other live processes that were started with this variable in their environment, and its value."""
+    prefix = f"{name}=".encode()
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                for variable in (entry / "environ").read_bytes().split(b"\0"):
+                    if variable.startswith(prefix):
+                        found[int(entry.name)] = variable[len(prefix) :].decode(errors="replace")
     return found
 
 

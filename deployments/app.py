@@ -3,16 +3,18 @@
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ray
 from ray import serve
 from ray.serve import Application
+from ray.util.metrics import Gauge
 
 from raylane.deployments.config import GatewayConfig, ModelConfig
 from raylane.deployments.engines.build import build_engine
 from raylane.deployments.gateway.gateway import FINISH_WITHIN_S, Gateway
-from raylane.deployments.host import cpu_host, gpu_host
+from raylane.deployments.host import CpuHost, GpuHost
 from raylane.deployments.ray_directory import RayDirectory
 from raylane.deployments.replica import Replica
 
@@ -38,6 +40,22 @@ def node_address() -> str:
     return next(node["NodeManagerAddress"] for node in nodes if node["NodeID"] == here)
 
 
+def gpu_gauge(model: str, replica_id: str) -> Callable[[bool | None], None]:
+    """Sets a gauge of this replica on the metrics page of its node's Ray, once it is known."""
+    gauge = Gauge(
+        "raylane_replica_wrong_gpus",
+        description="1 while an engine's processes are on other GPUs than its replica leased, else 0",
+        tag_keys=("model", "replica"),
+    )
+    gauge.set_default_tags({"model": model, "replica": replica_id})
+
+    def told(wrong: bool | None) -> None:
+        if wrong is not None:
+            gauge.set(float(wrong))
+
+    return told
+
+
 class EngineReplica:
     """One replica of a model as Serve runs it."""
 
@@ -46,9 +64,9 @@ class EngineReplica:
         replica_id = serve.get_replica_context().replica_id.unique_id
         address = node_address()
         owner = f"{name} {replica_id}"
-        host = gpu_host(owner, address, model.gpus) if model.gpus else cpu_host(owner, address)
+        host = GpuHost(owner, address, model.gpus) if model.gpus else CpuHost(owner, address)
         engine = await asyncio.to_thread(build_engine, name, model)
-        self._replica = Replica(replica_id, name, model, engine, host, RayDirectory())
+        self._replica = Replica(replica_id, name, model, engine, host, RayDirectory(), gpu_gauge(name, replica_id))
         await self._replica.start()
         self._end = asyncio.create_task(self._end_with_engine())
 

@@ -15,8 +15,11 @@ MODEL_PREFIX = PREFIX + "model-"
 GATEWAY = PREFIX + "gateway"
 REPLICA = "replica"  # the one deployment in a model's application
 VERSION = (
-    "1"  # part of every application's arguments: change it when replicas or gateways must restart after an upgrade
+    "2"  # part of every application's arguments: change it when replicas or gateways must restart after an upgrade
 )
+
+# Keys of a model that its replicas need not know: a change of them restarts nothing.
+SCALED_BY = {"replicas", "slo", "priority", "cold_start_s", "capacity"}
 
 Json = dict[str, Any]
 
@@ -37,7 +40,7 @@ def is_ours(application: str) -> bool:
 
 def model_application(name: str, model: ModelConfig, replicas: int) -> Json:
     """The Serve application of one model."""
-    block = model.model_dump(mode="json", exclude={"replicas", "slo"}, exclude_defaults=True)
+    block = model.model_dump(mode="json", exclude=SCALED_BY, exclude_defaults=True)
     return {
         "name": MODEL_PREFIX + name,
         "route_prefix": None,

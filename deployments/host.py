@@ -4,19 +4,22 @@ With $RAYLANE_TOPOLOGY the GPUs are those of a recording, for simulated engines:
 """
 
 import os
-from functools import cache
 from pathlib import Path
 
+from raylane.cluster.affinity import engine_cpus
 from raylane.cluster.allreduce import AllReduceSettings, allreduce_settings
 from raylane.cluster.choose import Choice, Refusal, choose
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.gpu_readings import GpuReading, NvmlReader
+from raylane.cluster.held_gpus import HeldGpu, held_gpus, pids_are_the_hosts, read_gpu_processes
 from raylane.cluster.hosts import Host as Hardware
-from raylane.cluster.leases import Lease, runtime_folder, take_lease
+from raylane.cluster.leases import Chooser, Lease, free_gpus, runtime_folder, take_lease
+from raylane.cluster.moves import better_choice, exact_choice
 from raylane.cluster.nvml import read_host
 from raylane.cluster.probe_cache import with_measurements
+from raylane.cluster.processes import processes_with
 from raylane.cluster.recording import load_recording
-from raylane.deployments.replica import Host
+from raylane.deployments.engines.process import MARK
 
 TOPOLOGY_VARIABLE = "RAYLANE_TOPOLOGY"  # a recording to take GPUs from instead of NVML
 HOST_VARIABLE = "RAYLANE_HOST_NAME"  # which of its hosts this one plays; the first by default
@@ -24,14 +27,35 @@ NO_GPU = Choice((), "no GPU needed", second_best=False)
 NO_LINKS = AllReduceSettings((), custom_all_reduce=True, reason="no GPU")
 
 
-def cpu_host(owner: str, address: str) -> Host:
-    """A host for a replica without GPUs: it leases ports only."""
-    folder = runtime_folder()
+class CpuHost:
+    """This machine for a replica without GPUs: it leases ports only, and has nowhere to move."""
 
-    def lease() -> Lease:
-        return take_lease(owner, (), lambda free: NO_GPU, address, folder)
+    def __init__(self, owner: str, address: str) -> None:
+        self.address = address
+        self._owner = owner
+        self._folder = runtime_folder()
+        self.log_folder = self._folder / "logs"
 
-    return Host(address, folder / "logs", lease, links=lambda uuids: NO_LINKS, read_gpus=lambda uuids: ())
+    def lease(self) -> Lease:
+        return take_lease(self._owner, (), lambda free: NO_GPU, self.address, self._folder)
+
+    def check_move(self, held: Lease, to: tuple[str, ...] | None) -> None:
+        raise FailedError("runs on no GPU: there is nothing to move")
+
+    def lease_elsewhere(self, held: Lease, to: tuple[str, ...] | None) -> Lease:
+        raise FailedError("runs on no GPU: there is nothing to move")
+
+    def links(self, uuids: tuple[str, ...]) -> AllReduceSettings:
+        return NO_LINKS
+
+    def cpus(self, uuids: tuple[str, ...]) -> tuple[int, ...] | None:
+        return None
+
+    def read_gpus(self, uuids: tuple[str, ...]) -> tuple[GpuReading, ...]:
+        return ()
+
+    def held_gpus(self, uuids: tuple[str, ...], replica_id: str) -> tuple[HeldGpu, ...] | None:
+        return None
 
 
 def recording_in_use() -> Path | None:
@@ -56,36 +80,88 @@ def recorded_host(recording: Path) -> Hardware:
     )
 
 
-def gpu_host(owner: str, address: str, gpus: int) -> Host:
-    """A host for a replica on `gpus` GPUs of this machine, placed by its links as they are known."""
-    folder = runtime_folder()
+def read_hardware(folder: Path) -> Hardware:
+    """This machine's GPUs with what was measured of them, or those of the recording in use."""
     recording = recording_in_use()
+    return with_measurements(folder, read_host()) if recording is None else recorded_host(recording)
 
-    def hardware() -> Hardware:
-        return with_measurements(folder, read_host()) if recording is None else recorded_host(recording)
 
-    def lease() -> Lease:
-        seen = hardware()
-        busy = {gpu.uuid: gpu.processes for gpu in seen.gpus if gpu.processes}
+class GpuHost:
+    """This machine for a replica on `gpus` of its GPUs, placed by their links as they are known."""
 
-        def pick(unlocked: frozenset[str]) -> Choice | Refusal:
-            choice = choose(unlocked - busy.keys(), seen, gpus)
-            foreign = {uuid: pids for uuid, pids in busy.items() if uuid in unlocked}
-            if isinstance(choice, Refusal) and foreign:
-                used = "; ".join(f"{uuid} by process {', '.join(map(str, pids))}" for uuid, pids in foreign.items())
-                return Refusal(f"{choice.reason}; in use by others: {used}")
-            return choice
+    def __init__(self, owner: str, address: str, gpus: int) -> None:
+        self.address = address
+        self._owner = owner
+        self._gpus = gpus
+        self._folder = runtime_folder()
+        self.log_folder = self._folder / "logs"
+        self._recorded = recording_in_use() is not None
+        self._readers: dict[tuple[str, ...], NvmlReader] = {}
 
-        return take_lease(owner, (gpu.uuid for gpu in seen.gpus), pick, address, folder)
+    def lease(self) -> Lease:
+        hardware = read_hardware(self._folder)
+        return self._take(hardware, lambda free: choose(free, hardware, self._gpus), None)
 
-    @cache
-    def reader(uuids: tuple[str, ...]) -> NvmlReader:
-        return NvmlReader(frozenset(uuids))
+    def check_move(self, held: Lease, to: tuple[str, ...] | None) -> None:
+        hardware = read_hardware(self._folder)
+        free = free_gpus((gpu.uuid for gpu in hardware.gpus), self._folder)
+        choice = without_busy(hardware, elsewhere(hardware, held, to), held.choice.uuids)(free | set(held.choice.uuids))
+        if isinstance(choice, Refusal):
+            raise FailedError(f"does not move: {choice.reason}")
 
-    def links(uuids: tuple[str, ...]) -> AllReduceSettings:
-        return allreduce_settings(hardware(), uuids)
+    def lease_elsewhere(self, held: Lease, to: tuple[str, ...] | None) -> Lease:
+        hardware = read_hardware(self._folder)
+        return self._take(hardware, elsewhere(hardware, held, to), held)
 
-    def read_gpus(uuids: tuple[str, ...]) -> tuple[GpuReading, ...]:
-        return () if recording is not None else tuple(reader(uuids).read())
+    def _take(self, hardware: Hardware, pick: Chooser, own: Lease | None) -> Lease:
+        uuids = (gpu.uuid for gpu in hardware.gpus)
+        careful = without_busy(hardware, pick, () if own is None else own.choice.uuids)
+        return take_lease(self._owner, uuids, careful, self.address, self._folder, own)
 
-    return Host(address, folder / "logs", lease, links, read_gpus)
+    def links(self, uuids: tuple[str, ...]) -> AllReduceSettings:
+        return allreduce_settings(read_hardware(self._folder), uuids)
+
+    def cpus(self, uuids: tuple[str, ...]) -> tuple[int, ...] | None:
+        if self._recorded:
+            return None  # the CPUs of another machine
+        hardware = read_hardware(self._folder)
+        return engine_cpus((hardware.gpu(uuid) for uuid in uuids), os.sched_getaffinity(0))
+
+    def read_gpus(self, uuids: tuple[str, ...]) -> tuple[GpuReading, ...]:
+        if self._recorded:
+            return ()
+        if uuids not in self._readers:
+            self._readers[uuids] = NvmlReader(frozenset(uuids))
+        return tuple(self._readers[uuids].read())
+
+    def held_gpus(self, uuids: tuple[str, ...], replica_id: str) -> tuple[HeldGpu, ...] | None:
+        if self._recorded:
+            return None  # simulated engines hold nothing
+        tree = frozenset(processes_with(MARK, replica_id))
+        return held_gpus(uuids, tree, read_gpu_processes(), host_pids=pids_are_the_hosts())
+
+
+def elsewhere(hardware: Hardware, held: Lease, to: tuple[str, ...] | None) -> Chooser:
+    """Choose better GPUs than those of a lease, whose own count as free, or exactly `to`."""
+    now = held.choice.uuids
+
+    def pick(free: frozenset[str]) -> Choice | Refusal:
+        others = free - set(now)
+        return better_choice(others, now, hardware) if to is None else exact_choice(others, now, to, hardware)
+
+    return pick
+
+
+def without_busy(hardware: Hardware, pick: Chooser, own: tuple[str, ...]) -> Chooser:
+    """The same choice among GPUs that no foreign process uses; a refusal names those processes. `own` are not busy."""
+    busy = {gpu.uuid: gpu.processes for gpu in hardware.gpus if gpu.processes and gpu.uuid not in own}
+
+    def careful(unlocked: frozenset[str]) -> Choice | Refusal:
+        choice = pick(unlocked - busy.keys())
+        foreign = {uuid: pids for uuid, pids in busy.items() if uuid in unlocked}
+        if isinstance(choice, Refusal) and foreign:
+            used = "; ".join(f"{uuid} by process {', '.join(map(str, pids))}" for uuid, pids in foreign.items())
+            return Refusal(f"{choice.reason}; in use by others: {used}")
+        return choice
+
+    return careful

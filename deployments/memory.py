@@ -1,6 +1,6 @@
 """What a model takes of its GPUs' memory with given engine settings, and the room left for context. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from raylane.cluster.catalog import Accelerator
@@ -32,10 +32,16 @@ class EngineSettings:
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9
+    kv_cache_free_fraction: float = 1.0
+    """Share for KV of what weights and workspace leave (TensorRT-LLM's setting); vLLM takes all of it."""
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
+    draft: ModelFacts | None = None
+    """The draft model of speculative decoding, which takes memory of its own; see `drafts`."""
+    speculative_tokens: int = 0
+    """Tokens guessed ahead for each request; all of them need logits at once."""
 
     @property
     def gpus(self) -> int:
@@ -98,12 +104,14 @@ def check(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings) -> Fits
     if broken is not None:
         return broken
     usable = gpu.memory_bytes * full.gpu_memory_utilization
-    weights = stage_weight_bytes(facts, full)
+    draft_weights, draft_per_token = draft_bytes(full)
+    weights = stage_weight_bytes(facts, full) + draft_weights
     workspace = workspace_bytes(facts, full)
-    per_token = stage_kv_bytes_per_token(facts, full)
-    left = usable - weights - workspace
+    per_token = stage_kv_bytes_per_token(facts, full) + draft_per_token
+    left = (usable - weights - workspace) * full.kv_cache_free_fraction
     tokens = int(max(0.0, left) // per_token) // BLOCK_TOKENS * BLOCK_TOKENS
-    what = f"{weights / 1e9:.1f} GB of weights and {workspace / 1e9:.1f} GB of workspace per GPU"
+    of_what = "weights (draft model included)" if full.draft else "weights"
+    what = f"{weights / 1e9:.1f} GB of {of_what} and {workspace / 1e9:.1f} GB of workspace per GPU"
     room = f"{usable / 1e9:.1f} GB ({full.gpu_memory_utilization:.0%} of {gpu.name}'s {gpu.memory_bytes / 1e9:.1f} GB)"
     if left <= 0:
         return Refusal(f"{what} do not fit in {room}", Limit.WEIGHTS)
@@ -129,10 +137,13 @@ def with_defaults(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings)
         kv_cache_dtype=settings.kv_cache_dtype,
         max_model_len=settings.max_model_len or facts.max_position_embeddings,
         gpu_memory_utilization=settings.gpu_memory_utilization,
+        kv_cache_free_fraction=settings.kv_cache_free_fraction,
         max_num_seqs=settings.max_num_seqs or min(seqs, settings.max_num_batched_tokens or seqs),
         max_num_batched_tokens=settings.max_num_batched_tokens or max(tokens, settings.max_num_seqs or 0),
         tensor_parallel=settings.tensor_parallel,
         pipeline_parallel=settings.pipeline_parallel,
+        draft=settings.draft,
+        speculative_tokens=settings.speculative_tokens,
     )
 
 
@@ -159,6 +170,17 @@ def stage_kv_bytes_per_token(facts: ModelFacts, settings: EngineSettings) -> flo
     return 2 * layers * heads * facts.head_dim * element
 
 
+def draft_bytes(settings: EngineSettings) -> tuple[float, float]:
+    """Weights of the draft model and its KV cache for a token, per GPU; vLLM splits it over as many GPUs as the target.
+
+    Its weights are in its checkpoint's own format. It is not split into pipeline stages: the fullest GPU holds it all.
+    """
+    if settings.draft is None:
+        return 0.0, 0.0
+    alone = replace(settings, pipeline_parallel=1, quantization=None, draft=None)
+    return stage_weight_bytes(settings.draft, alone), stage_kv_bytes_per_token(settings.draft, alone)
+
+
 def workspace_bytes(facts: ModelFacts, settings: EngineSettings) -> float:
     """What a GPU needs beside weights and KV cache: context, activations of the largest step, logits, communicator.
 
@@ -166,7 +188,8 @@ def workspace_bytes(facts: ModelFacts, settings: EngineSettings) -> float:
     """
     per_token = 2 * (2 * facts.hidden_size + 3 * facts.intermediate_size / settings.tensor_parallel)
     activations = (settings.max_num_batched_tokens or 0) * per_token
-    logits = (settings.max_num_seqs or 0) * facts.vocab_size * LOGITS_BYTES
+    rows = (settings.max_num_seqs or 0) * (1 + settings.speculative_tokens)
+    logits = rows * facts.vocab_size * LOGITS_BYTES
     return CONTEXT_BYTES + activations + logits + (COMMUNICATION_BYTES if settings.gpus > 1 else 0)
 
 

@@ -5,17 +5,25 @@ from typing import Any
 
 import ray
 
+from raylane.deployments.deployed import deployed_names
 from raylane.deployments.directory import Directory
-from raylane.deployments.reports import ModelTraffic, ReplicaReport, Snapshot, Table
+from raylane.deployments.reports import ModelTraffic, Receipt, ReplicaReport, Snapshot, Table
 
 NAMESPACE = "raylane"
-NAME = "directory-1"  # the number is that of the protocol: a detached actor keeps the code it was started with
+NAME = "directory-2"  # the number is that of the protocol: a detached actor keeps the code it was started with
 MAX_CALLS = 10_000  # long polls wait inside the actor
+
+
+class DirectoryActor(Directory):
+    """The directory as the actor runs it: it knows from its start what is deployed, also after its death."""
+
+    def __init__(self) -> None:
+        super().__init__(models=deployed_names())
 
 
 def directory_actor() -> Any:
     """The cluster's directory, started on first use."""
-    options = ray.remote(Directory).options(
+    options = ray.remote(DirectoryActor).options(
         name=NAME,
         namespace=NAMESPACE,
         lifetime="detached",
@@ -41,9 +49,9 @@ class RayDirectory:
     def __init__(self) -> None:
         self._actor = directory_actor()
 
-    async def report(self, report: ReplicaReport) -> int:
-        version: int = await self._actor.report.remote(report)
-        return version
+    async def tell(self, report: ReplicaReport) -> Receipt:
+        receipt: Receipt = await self._actor.tell.remote(report)
+        return receipt
 
     async def withdraw(self, replica_id: str) -> None:
         await self._actor.withdraw.remote(replica_id)
@@ -60,6 +68,13 @@ class RayDirectory:
 
     async def goodbye(self, gateway_id: str) -> None:
         await self._actor.goodbye.remote(gateway_id)
+
+    async def wake(self, model: str) -> None:
+        await self._actor.wake.remote(model)
+
+    async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]:
+        woken: tuple[int, tuple[str, ...]] = await self._actor.wait_for_wake.remote(known, wait_s)
+        return woken
 
     async def snapshot(self) -> Snapshot:
         snapshot: Snapshot = await self._actor.snapshot.remote()

@@ -1,6 +1,7 @@
 """`raylane deploy`, `status` and `delete`: check what is asked, put it, wait until it serves, undo what failed."""
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -12,8 +13,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raylane.cluster.errors import FailedError, RaylaneError, UsageError
-from raylane.deployments.applications import GATEWAY, MODEL_PREFIX, Change, change, is_ours, merge
+from raylane.cluster.leases import runtime_folder
+from raylane.cluster.node import read_state, works
+from raylane.deployments.applications import GATEWAY, MODEL_PREFIX, Change, Json, change, is_ours, merge
 from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.deployed import only, recall, remember
 from raylane.deployments.ray_directory import directory_actor, running_directory
 from raylane.deployments.reports import Snapshot
 from raylane.deployments.serve_api import AppStatus, ServeApi
@@ -41,6 +45,8 @@ def alive_nodes() -> list[Node]:
 
 def check_fits(config: DeploymentConfig, nodes: Iterable[Node], origin: str) -> None:
     """Raises UsageError when a replica fits on no host or the minimum replicas need more GPUs than there are."""
+    if config.scaling is not None and config.scaling.fleet_gpus is not None:
+        return _check_fits_in(config, config.scaling.fleet_gpus, origin)
     gpus = [node.gpus for node in nodes]
     largest = max(gpus, default=0.0)
     for name, model in config.models.items():
@@ -59,11 +65,27 @@ def check_fits(config: DeploymentConfig, nodes: Iterable[Node], origin: str) -> 
     needed = sum(model.gpus * max(1, model.replicas.min) for model in config.models.values())
     if needed > sum(gpus):
         raise UsageError(f"{origin}: models: the minimum replicas need {needed} GPUs, the cluster has {sum(gpus):.0f}")
+    return None
 
 
-def deploy(config: DeploymentConfig, api: ServeApi, origin: str, progress: Progress, timeout_s: float) -> Change:
+def _check_fits_in(config: DeploymentConfig, fleet_gpus: int, origin: str) -> None:
+    """Hosts are still to come, so only the sum can be checked."""
+    needed = sum(model.gpus * max(1, model.replicas.min) for model in config.models.values())
+    if needed > fleet_gpus:
+        raise UsageError(f"{origin}: scaling.fleet_gpus: {fleet_gpus}; the minimum replicas need {needed}")
+
+
+def deploy(
+    config: DeploymentConfig,
+    api: ServeApi,
+    origin: str,
+    progress: Progress,
+    timeout_s: float,
+    announced: Callable[[DeploymentConfig | None], None] = lambda config: None,
+) -> Change:
     """Put the config on the cluster this process is connected to and wait until every model answers.
 
+    `announced` is called with what is deployed as soon as it is, and again when something was taken away.
     Raises UsageError for what cannot fit, FailedError with the engine's log when a model does not come up; what this
     call added and failed is taken away again.
     """
@@ -74,19 +96,29 @@ def deploy(config: DeploymentConfig, api: ServeApi, origin: str, progress: Progr
         check_port(config, nodes)
     wanted = merge(config, before.configs, before.model_targets(), len(nodes))
     done = change(before.configs, wanted)
-    ray.get(directory_actor().set_models.remote(tuple(config.models)))
     api.put(wanted, before.options)
+    announce(config)
     try:
+        announced(config)
         wait_until_up(api, [app["name"] for app in wanted if is_ours(app["name"])], progress, timeout_s)
     except Exception:  # not Ctrl-C: that ends the waiting, and the deployment goes on
         with suppress(RaylaneError):  # what went wrong first is what the user must read
-            _take_back(api, done.added)
+            left = only(config, _take_back(api, done.added))
+            announce(left)
+            announced(left)
         raise
     return done
 
 
-def _take_back(api: ServeApi, added: tuple[str, ...]) -> None:
-    """Remove the applications that this deploy added and that do not run."""
+def announce(config: DeploymentConfig | None) -> None:
+    """Tell the directory, and whoever recalls it later, what is deployed; None: nothing."""
+    remember(config)
+    names = () if config is None else tuple(config.models)
+    ray.get(directory_actor().set_models.remote(names))
+
+
+def _take_back(api: ServeApi, added: tuple[str, ...]) -> frozenset[str]:
+    """Remove the applications that this deploy added and that do not run; the models that are left."""
     state = api.state()
     failed = {name for name in added if name not in state.statuses or state.statuses[name].status != "RUNNING"}
     left = [app for name, app in state.configs.items() if name not in failed]
@@ -94,6 +126,11 @@ def _take_back(api: ServeApi, added: tuple[str, ...]) -> None:
         left = [app for app in left if app["name"] != GATEWAY or GATEWAY not in added]
     api.put(left, state.options)
     wait_until_gone(api, {name for name in added if name not in {app["name"] for app in left}})
+    return _models(left)
+
+
+def _models(applications: Iterable[Json]) -> frozenset[str]:
+    return frozenset(app["args"]["name"] for app in applications if app["name"].startswith(MODEL_PREFIX))
 
 
 def check_port(config: DeploymentConfig, nodes: Iterable[Node]) -> None:
@@ -161,11 +198,18 @@ def delete(api: ServeApi, models: Iterable[str]) -> list[str]:
     left = [app for name, app in state.configs.items() if name not in gone]
     api.put(left, state.options)
     wait_until_gone(api, gone)
+    _forget(_models(left))
+    return sorted(display_name(name) for name in gone)
+
+
+def _forget(left: frozenset[str]) -> None:
+    """Keep in mind only the models that are left."""
+    with suppress(UsageError):  # another version's config: its names are replaced by the next deploy
+        known = recall()
+        remember(None if known is None else only(known, left))
     directory = running_directory()
     if directory is not None:
-        names = [app["args"]["name"] for app in left if app["name"].startswith(MODEL_PREFIX)]
-        ray.get(directory.set_models.remote(tuple(names)))
-    return sorted(display_name(name) for name in gone)
+        ray.get(directory.set_models.remote(tuple(sorted(left))))
 
 
 def snapshot() -> Snapshot | None:
@@ -191,8 +235,21 @@ def tidy(message: str) -> str:
 
 
 def connect(address: str) -> Any:
-    """Connect this process to a running cluster. Raises FailedError when there is none."""
+    """Connect this process to a running cluster; "auto" is the one this host belongs to, by `raylane node up` or else
+    by Ray's own rules. Raises FailedError when there is none."""
+    found = own_cluster() if address == "auto" else address
     try:
-        return ray.init(address=address, namespace="raylane", log_to_driver=False, logging_level=logging.ERROR)
+        return ray.init(address=found, namespace="raylane", log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
-        raise FailedError(f"no Ray cluster at {address!r}: {error}") from error
+        raise FailedError(f"no Ray cluster at {found!r}: {error}") from error
+
+
+def own_cluster() -> str:
+    """The head's address of the Ray that `raylane node up` runs on this host; without one, or with RAY_ADDRESS, "auto".
+
+    Ray's own "auto" takes the newest session in its folder, which may be another Ray's.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return "auto"
+    state = read_state(runtime_folder())
+    return state.head_address if state is not None and works(state) else "auto"

@@ -1,10 +1,10 @@
-"""What a batching window and the batch size do to throughput and TTFT, in the simulator.
+"""What a batching window, the batch size and the split over two GPUs do to throughput and TTFT, in the simulator.
 
     python benchmarks/perf/simulator_batching.py
 
 Engines that batch continuously take a request into the next step, so there is no window to wait for; `max_num_seqs` is
 the batch. The requirements claim +28 % throughput from a window of 120 ms instead of 50 ms and 1.9 times from batch 32
-instead of 16. Llama-3-8B BF16 on one L40S, 512 tokens in, 256 out.
+instead of 16. Llama-3-8B BF16 on one L40S, 512 tokens in, 256 out; the split is of 70B in 4 bits over two, 32 clients.
 """
 
 import random
@@ -27,6 +27,13 @@ def engine_of(batch: int = 256) -> EngineModel:
     gpu = need_accelerator("L40S")
     facts = model_facts(CONFIGS["llama-3-8b-shape"])
     settings = EngineSettings(max_num_seqs=batch)
+    return build_engine(facts, gpu, settings, constants_for(gpu).constants(), prefix_caching=False)
+
+
+def pair(tensor_parallel: int, pipeline_parallel: int) -> EngineModel:
+    gpu = need_accelerator("L40S")
+    settings = EngineSettings(quantization="awq", tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
+    facts = model_facts(CONFIGS["llama-3-70b-shape"])
     return build_engine(facts, gpu, settings, constants_for(gpu).constants(), prefix_caching=False)
 
 
@@ -60,6 +67,16 @@ def main() -> None:
         tpot_ms = (found.tpot_p50_s or 0) * 1e3
         print(f"{batch:6d} {rate:13,.0f} {gain:>6} {found.ttft_p50_s * 1e3:12,.0f} {tpot_ms:12.1f}")
         before = rate
+    print("SIMULATED: tensor against pipeline parallelism (70B in 4 bits, 2x L40S, 32 clients in a closed loop)")
+    print(f"{'split':>6} {'in / out':>10} {'output tok/s':>13} {'TTFT p50 ms':>12} {'TPOT p50 ms':>12}")
+    for tokens, output in ((512, 256), (2048, 64)):
+        for tp, pp in ((2, 1), (1, 2)):
+            found = closed_loop(pair(tp, pp), concurrency=32, requests=256, input_tokens=tokens, output_tokens=output)
+            tpot_ms = (found.tpot_p50_s or 0) * 1e3
+            print(
+                f"{f'TP={tp}' if tp > 1 else f'PP={pp}':>6} {f'{tokens} / {output}':>10} "
+                f"{found.output_tokens_per_s:13,.0f} {found.ttft_p50_s * 1e3:12,.0f} {tpot_ms:12.1f}"
+            )
 
 
 if __name__ == "__main__":

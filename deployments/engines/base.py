@@ -1,11 +1,12 @@
 """What every engine kind answers: how to start it, and what its metrics are called."""
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.deployments.engines.process import Launch
@@ -39,7 +40,7 @@ class Engine(Protocol):
     """A kind of inference server with an OpenAI port."""
 
     kind: str
-    gauges: Mapping[str, str]  # EngineLoad field -> name in the engine's /metrics
+    gauges: Mapping[str, str]  # EngineLoad field -> name in the engine's /metrics; without one it stays None
 
     def launch(self, seat: Seat) -> Launch:
         """The command line and environment for one replica at this seat."""
@@ -50,23 +51,66 @@ SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})? +(\S+)", re.MULTILINE)
 
 
 def read_load(metrics_text: str, names: Mapping[str, str]) -> EngineLoad:
-    """Pick the load out of a Prometheus text page; samples that differ in labels only are added up."""
+    """Pick the load out of a Prometheus text page; samples that differ in labels only are added up.
+
+    A page that is a JSON list (TensorRT-LLM's) holds iterations, of which the last one counts.
+    """
+    if metrics_text.lstrip().startswith("["):
+        return read_iterations(metrics_text, names)
     sums: dict[str, float] = {}
     for name, value in SAMPLE.findall(metrics_text):
         with suppress(ValueError):  # an error page has words where a sample has its number
             sums[name] = sums.get(name, 0.0) + float(value)
     return EngineLoad(
-        waiting=_whole(sums.get(names["waiting"])),
-        running=_whole(sums.get(names["running"])),
-        kv_use=_first(sums, names["kv_use"].split("|")),
-        prompt_tokens_total=sums.get(names["prompt_tokens_total"]),
-        output_tokens_total=sums.get(names["output_tokens_total"]),
+        waiting=_whole(_first(sums, names, "waiting")),
+        running=_whole(_first(sums, names, "running")),
+        kv_use=_first(sums, names, "kv_use"),
+        prompt_tokens_total=_first(sums, names, "prompt_tokens_total"),
+        output_tokens_total=_first(sums, names, "output_tokens_total"),
     )
+
+
+def read_iterations(page: str, names: Mapping[str, str]) -> EngineLoad:
+    """The load after the last iteration of a JSON list; names are dotted keys, a slash divides two of them.
+
+    An empty list is an idle engine: TensorRT-LLM waits two seconds for an iteration before it answers with one.
+    """
+    try:
+        iterations = json.loads(page)
+    except ValueError:
+        return EngineLoad()
+    if not iterations:
+        return EngineLoad(waiting=0, running=0)
+    last = iterations[-1]
+    return EngineLoad(
+        waiting=_whole(_share(last, names.get("waiting"))),
+        running=_whole(_share(last, names.get("running"))),
+        kv_use=_share(last, names.get("kv_use")),
+        prompt_tokens_total=_share(last, names.get("prompt_tokens_total")),
+        output_tokens_total=_share(last, names.get("output_tokens_total")),
+    )
+
+
+def _share(iteration: Any, name: str | None) -> float | None:
+    if name is None:
+        return None
+    values = [_at(iteration, key) for key in name.split("/")]
+    if None in values or (len(values) == 2 and not values[1]):
+        return None
+    top, *bottom = (float(value) for value in values if value is not None)
+    return top / bottom[0] if bottom else top
+
+
+def _at(data: Any, dotted: str) -> float | None:
+    for key in dotted.split("."):
+        data = data.get(key) if isinstance(data, dict) else None
+    return data if isinstance(data, int | float) else None
 
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _first(sums: Mapping[str, float], names: Iterable[str]) -> float | None:
-    return next((sums[name] for name in names if name in sums), None)
+def _first(sums: Mapping[str, float], names: Mapping[str, str], field: str) -> float | None:
+    """The sample of the first of a field's names, which bars divide, that the page has."""
+    return next((sums[name] for name in names.get(field, "").split("|") if name in sums), None)

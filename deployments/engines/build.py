@@ -5,6 +5,8 @@ from raylane.deployments.builtin import ensure_model
 from raylane.deployments.config import ModelConfig, SimulatorConfig
 from raylane.deployments.engines.base import Engine
 from raylane.deployments.engines.simulator import SimulatorEngine
+from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
+from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine, program
 from raylane.deployments.engines.vllm import VllmEngine
 from raylane.deployments.host import recording_in_use
 
@@ -12,7 +14,8 @@ from raylane.deployments.host import recording_in_use
 def build_engine(name: str, model: ModelConfig) -> Engine:
     """The engine of a model; a builtin model is built into the host's cache on the way.
 
-    Raises FailedError for an engine that needs real GPUs on a host whose GPUs are a recording.
+    Raises FailedError for an engine that needs real GPUs on a host whose GPUs are a recording, and for TensorRT-LLM
+    on a host without it: before anything is leased.
     """
     if isinstance(model.engine, SimulatorConfig):
         return SimulatorEngine(name, model, model.engine)
@@ -22,4 +25,7 @@ def build_engine(name: str, model: ModelConfig) -> Engine:
             f"model {name}: engine.kind {model.engine.kind} needs real GPUs, but RAYLANE_TOPOLOGY={recording} "
             "makes this host's GPUs simulated ones: use engine.kind simulator, or unset RAYLANE_TOPOLOGY"
         )
+    if isinstance(model.engine, TensorRtLlmConfig):
+        program(name)
+        return TensorRtLlmEngine(name, model, ensure_model(model.source))
     return VllmEngine(name, model, ensure_model(model.source))

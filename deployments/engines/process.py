@@ -56,9 +56,11 @@ def inherited_env() -> dict[str, str]:
 class EngineProcess:
     """A running engine tree. `ended` is set when the engine or its supervisor is gone, for whatever reason."""
 
-    def __init__(self, token: str, launch: Launch) -> None:
+    def __init__(self, token: str, launch: Launch, cpus: tuple[int, ...] | None = None) -> None:
+        """`token` marks its processes; `cpus` are those it may run on, None for all that this process may use."""
         self._token = token
         self._launch = launch
+        self._cpus = cpus
         self._to_supervisor: int | None = None
         self._reader: asyncio.Task[None] | None = None
         self._started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -86,6 +88,7 @@ class EngineProcess:
             "env": env,
             "log_path": str(self._launch.log_path),
             "grace_s": GRACE_WHEN_ORPHANED_S,
+            "cpus": self._cpus,
         }
         self._say(json.dumps(spec))
         self._reader = asyncio.create_task(self._follow(status_end))

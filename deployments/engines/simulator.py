@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Iterator, Mapping
 
-from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig, VllmConfig
+from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.process import Launch
+from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 
 
 class SimulatorEngine:
@@ -79,13 +80,15 @@ SHARED = (
 
 
 def simulated(config: DeploymentConfig, gpu: str) -> DeploymentConfig:
-    """The same deployment with every vLLM engine replaced by a simulated one on this card."""
+    """The same deployment with every real engine replaced by a simulated one on this card."""
     models = {name: _simulated_model(model, gpu) for name, model in config.models.items()}
     return config.model_copy(update={"models": models})
 
 
 def _simulated_model(model: ModelConfig, gpu: str) -> ModelConfig:
-    if not isinstance(model.engine, VllmConfig):
+    if isinstance(model.engine, SimulatorConfig):
         return model
     kept = {field: getattr(model.engine, field) for field in SHARED}
+    if isinstance(model.engine, TensorRtLlmConfig):  # its share is of what weights leave: a little less for KV, then
+        kept["gpu_memory_utilization"] = model.engine.kv_cache_free_gpu_memory_fraction
     return model.model_copy(update={"engine": SimulatorConfig(kind="simulator", gpu=gpu, **kept)})

@@ -5,7 +5,8 @@ It leaves the caller's process group and parentage at once (Ray kills the group 
 but nothing below them), becomes the reaper of every descendant, and holds what it was handed to hold: the lock files of
 the replica's GPUs and ports, released by the kernel when it dies.
 
-stdin:  one JSON line {"command", "env", "log_path", "grace_s"}, then "stop SECONDS" or end of file (the replica died).
+stdin:  one JSON line {"command", "env", "log_path", "grace_s", "cpus"}, then "stop SECONDS" or end of file (the replica
+        died).
 stdout: JSON lines {"event": "started", "supervisor_pid", "engine_pid"} and {"event": "exited", "code"}.
 """
 
@@ -19,6 +20,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 POLL_S = 0.05
@@ -127,6 +129,16 @@ def reap_adopted(engine_pid: int) -> None:
         os.waitpid(ended.si_pid, os.WNOHANG)
 
 
+def keep_to(cpus: list[int] | None, log: BinaryIO) -> None:
+    """Run on these CPUs from here on, with everything that is started; slower memory is no reason not to serve."""
+    if cpus is None:
+        return
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        log.write(f"not kept to CPUs {cpus}: {error}\n".encode())
+
+
 def main() -> None:
     leave_caller()
     become_subreaper()
@@ -138,6 +150,7 @@ def main() -> None:
         report("failed", reason=f"cannot write {spec['log_path']}: {error.strerror}")
         sys.exit(1)
     with opened as log:
+        keep_to(spec["cpus"], log)
         try:
             engine = subprocess.Popen(
                 spec["command"],

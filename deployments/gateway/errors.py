@@ -2,6 +2,10 @@
 
 import json
 
+from aiohttp import web
+
+RETRY_AFTER_S = 5  # within what OpenAI's clients keep to
+
 
 def error_body(message: str, kind: str, code: str | int | None, param: str | None = None) -> bytes:
     """The JSON body of a failed request."""
@@ -11,3 +15,10 @@ def error_body(message: str, kind: str, code: str | int | None, param: str | Non
 def error_event(message: str) -> bytes:
     """The last event of a stream that broke, also in the middle of an event: an error instead of [DONE]."""
     return b"\n\ndata: " + error_body(message, "engine_error", 502) + b"\n\n"
+
+
+def refuse(status: int, message: str, kind: str, code: str | int | None, param: str | None = None) -> web.Response:
+    """A whole response that is an error; 503 says when to come again."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+    body = error_body(message, kind, code, param)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)

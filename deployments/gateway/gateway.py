@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Protocol
@@ -18,11 +18,11 @@ from raylane.cluster.errors import FailedError
 from raylane.deployments.config import GatewayConfig
 from raylane.deployments.directory import merge
 from raylane.deployments.gateway.worker import WorkerSettings
-from raylane.deployments.reports import ModelTraffic, Table
+from raylane.deployments.reports import ModelTraffic, Table, add_traffic
 
 log = logging.getLogger("raylane.gateway")
 
-POLL_WAIT_S = 2.0
+POLL_WAIT_S = 0.5  # each poll carries the traffic
 LISTENS_WITHIN_S = 30.0
 FINISH_WITHIN_S = 600.0
 CORES_PER_PROCESS = 8
@@ -35,6 +35,7 @@ class DirectoryLink(Protocol):
     async def poll(
         self, gateway_id: str, epoch: str, version: int, wait_s: float, traffic: Mapping[str, ModelTraffic]
     ) -> Table: ...
+    async def wake(self, model: str) -> None: ...
     async def goodbye(self, gateway_id: str) -> None: ...
 
 
@@ -48,8 +49,9 @@ def process_count(config: GatewayConfig, cores: int) -> int:
 class Worker:
     """One worker process as its parent sees it."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, on_hold: Callable[[str], None]) -> None:
         self.process = process
+        self._on_hold = on_hold
         self.applied: tuple[str, int] = ("", 0)
         self.traffic: dict[str, ModelTraffic] = {}
         self.listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -70,6 +72,8 @@ class Worker:
                 self.applied = (said["applied"][0], said["applied"][1])
             elif "traffic" in said:
                 self.traffic = {model: ModelTraffic(**counters) for model, counters in said["traffic"].items()}
+            elif "holding" in said:
+                self._on_hold(said["holding"])
             else:
                 problem = said["failed"]
         await self.process.wait()
@@ -88,6 +92,8 @@ class Gateway:
         self._workers: dict[int, Worker] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._table = Table("", 0, False, (), ())
+        self._cold: set[str] = set()  # asked for, and no replica was ready
+        self._tellings: set[asyncio.Task[None]] = set()
         self._ended_traffic: dict[str, ModelTraffic] = {}  # of workers that died
         self._metrics_folder = tempfile.mkdtemp(prefix="raylane-metrics-")
 
@@ -109,10 +115,12 @@ class Gateway:
             stdout=subprocess.PIPE,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": self._metrics_folder},
         )
-        worker = Worker(process)
+        worker = Worker(process, self._wake)
         self._workers[slot] = worker
         self._tasks.append(asyncio.create_task(worker.follow()))
-        worker.send(asdict(WorkerSettings(self._config.host, self._config.port, FINISH_WITHIN_S)))
+        config = self._config
+        settings = WorkerSettings(config.host, config.port, FINISH_WITHIN_S, config.hold_timeout_s, config.hold_limit)
+        worker.send(asdict(settings))
         if self._table.version:
             worker.send({"table": self._table.to_json()})
         await asyncio.wait_for(asyncio.shield(worker.listening), LISTENS_WITHIN_S)
@@ -122,8 +130,8 @@ class Gateway:
             worker = self._workers[slot]
             status = await worker.process.wait()
             log.error("gateway worker %s ended with status %s; starting another", worker.process.pid, status)
-            ended = {model: replace(counters, open=0) for model, counters in worker.traffic.items()}
-            self._ended_traffic, worker.traffic = _add(self._ended_traffic, ended), {}
+            ended = {model: _ended(traffic) for model, traffic in worker.traffic.items()}
+            self._ended_traffic, worker.traffic = add_traffic((self._ended_traffic, ended)), {}
             with suppress(FailedError, TimeoutError):
                 await self._start_worker(slot)
                 continue
@@ -143,6 +151,7 @@ class Gateway:
             if before != (news.epoch, news.version, news.settled):
                 for worker in self._workers.values():
                     worker.send({"table": self._table.to_json()})
+                self._count_cold_starts()
             await self._until_applied()
 
     def _applied_by_all(self) -> tuple[str, int]:
@@ -158,11 +167,34 @@ class Gateway:
                 return
             await asyncio.sleep(0.01)
 
+    def _wake(self, model: str) -> None:
+        """A worker has begun to hold requests for this model: the directory is told at once."""
+        if not self._serves(model):
+            self._cold.add(model)
+        telling = asyncio.create_task(self._tell_wake(model))
+        self._tellings.add(telling)
+        telling.add_done_callback(self._tellings.discard)
+
+    async def _tell_wake(self, model: str) -> None:
+        try:
+            await self._directory.wake(model)
+        except Exception as error:  # an edge: whatever Ray raises, the next poll carries the held requests
+            log.warning("the directory was not told that %s is asked for: %s", model, error)
+
+    def _serves(self, model: str) -> bool:
+        return any(endpoint.model == model for endpoint in self._table.endpoints)
+
+    def _count_cold_starts(self) -> None:
+        """Each once for this host: one worker counts it, and the metrics page adds the workers up."""
+        started = {model for model in self._cold if self._serves(model)}
+        self._cold -= started
+        alive = next((w for w in self._workers.values() if w.process.returncode is None), None)
+        if alive is not None:
+            for model in started:
+                alive.send({"cold_start": model})
+
     def _traffic(self) -> dict[str, ModelTraffic]:
-        total = dict(self._ended_traffic)
-        for worker in self._workers.values():
-            total = _add(total, worker.traffic)
-        return total
+        return add_traffic([self._ended_traffic, *(worker.traffic for worker in self._workers.values())])
 
     def check(self) -> None:
         """Raises FailedError when no worker is up."""
@@ -171,7 +203,7 @@ class Gateway:
 
     async def stop(self, within_s: float) -> None:
         """Stop listening, let open streams end (at most `within_s`), end the workers."""
-        for task in self._tasks:
+        for task in [*self._tasks, *self._tellings]:
             task.cancel()
         with suppress(Exception):  # an edge: the directory forgets silent gateways by itself
             await asyncio.wait_for(self._directory.goodbye(self._id), 2.0)
@@ -188,11 +220,7 @@ class Gateway:
         shutil.rmtree(self._metrics_folder, ignore_errors=True)
 
 
-def _add(one: Mapping[str, ModelTraffic], other: Mapping[str, ModelTraffic]) -> dict[str, ModelTraffic]:
-    total = dict(one)
-    for model, more in other.items():
-        had = total.get(model, ModelTraffic())
-        total[model] = ModelTraffic(
-            had.received + more.received, had.completed + more.completed, had.failed + more.failed, had.open + more.open
-        )
-    return total
+def _ended(traffic: ModelTraffic) -> ModelTraffic:
+    """What is left to count of a worker that died: its open requests died with it."""
+    counters = traffic.counters()
+    return replace(counters, failed=counters.failed + traffic.open)

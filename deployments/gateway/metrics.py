@@ -35,6 +35,19 @@ class GatewayMetrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._cold_starts = Counter(
+            "raylane_gateway_cold_starts",
+            "Times that requests began to wait for a model without a ready replica and one became ready",
+            ("model",),
+            registry=registry,
+        )
+        self._hold = Histogram(
+            "raylane_gateway_hold_seconds",
+            "How long a request waited for a replica to become ready, however that ended",
+            ("model",),
+            buckets=SECONDS,
+            registry=registry,
+        )
         self._registry = registry
 
     def finished(self, model: str, outcome: str, seconds: float) -> None:
@@ -46,6 +59,12 @@ class GatewayMetrics:
 
     def retried(self, model: str) -> None:
         self._retries.labels(model).inc()
+
+    def cold_started(self, model: str) -> None:
+        self._cold_starts.labels(model).inc()
+
+    def held(self, model: str, seconds: float) -> None:
+        self._hold.labels(model).observe(seconds)
 
     def page(self) -> bytes:
         """The metrics of all worker processes of this gateway as Prometheus text."""

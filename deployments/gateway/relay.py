@@ -3,47 +3,48 @@
 import asyncio
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 
 from aiohttp import HttpVersion11, web
 
-from raylane.deployments.gateway.errors import error_body, error_event
+from raylane.deployments.directory import REPORT_EXPIRES_S
+from raylane.deployments.gateway.asked import Asked, Unreachables
+from raylane.deployments.gateway.counters import Counters
+from raylane.deployments.gateway.errors import error_event, refuse
+from raylane.deployments.gateway.holding import Holding, HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.routing import NoPick, Pick
 from raylane.deployments.gateway.routing import pick as pick_replica
-from raylane.deployments.gateway.upstream import Head, Upstream, UpstreamError, UpstreamPool
+from raylane.deployments.gateway.upstream import Head, Unreachable, Upstream, UpstreamError, UpstreamPool
 from raylane.deployments.reports import Endpoint, ModelTraffic, Table
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date", "upgrade", "te"}
 PASSED_ON = ("content-type", "accept", "x-request-id", "traceparent", "tracestate")
 HIGH_WATER_BYTES = 1 << 20  # unread by the client: stop reading from the engine
 DRAIN_CHECK_S = 0.02
-MAX_TRIES = 2
-
-
-@dataclass
-class Counters:
-    """One model's traffic through this process."""
-
-    received: int = 0
-    completed: int = 0
-    failed: int = 0
-    open: int = 0
-
-    def frozen(self) -> ModelTraffic:
-        return ModelTraffic(self.received, self.completed, self.failed, self.open)
+MAX_TRIES = 2  # replicas that a request is sent to
+LISTED_FOR_S = REPORT_EXPIRES_S + 2.0  # by then the directory has dropped a replica that is gone
+LOOK_AGAIN_S = 1.0
 
 
 class Relay:
     """Passes requests to replicas. Knows the table, counts what is open, owns the connections."""
 
-    def __init__(self, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        metrics: GatewayMetrics,
+        limits: HoldLimits = HoldLimits(),  # noqa: B008 - frozen
+        begun: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._pool = UpstreamPool()
         self._metrics = metrics
+        self._holding = Holding(limits, begun)
         self._open: dict[str, int] = {}
+        self._unreachable = Unreachables()
         self._turn = 0
         self._table = Table("", 0, False, (), ())
-        self.traffic: dict[str, Counters] = {}
+        self._counters: dict[str, Counters] = {}
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -53,80 +54,141 @@ class Relay:
     def open_requests(self) -> int:
         return sum(self._open.values())
 
+    def traffic(self) -> dict[str, ModelTraffic]:
+        """Counters and gauges of each model now."""
+        now_s, holding = time.monotonic(), self._holding
+        return {
+            model: counters.frozen(now_s, holding.held(model), holding.oldest_age_s(model))
+            for model, counters in self._counters.items()
+        }
+
     def apply(self, table: Table) -> None:
-        """Go by this table from now on."""
+        """Go by this table from now on; requests that wait look again, in order."""
         self._table = table
         self._pool.keep_only(frozenset(endpoint.url for endpoint in table.endpoints))
+        self._unreachable.keep_only(frozenset(endpoint.replica_id for endpoint in table.endpoints))
+        self._holding.tell()
+
+    def stop_holding(self) -> None:
+        """Refuse those who wait, so that they ask another gateway."""
+        self._holding.close()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one OpenAI POST. Client disconnects arrive as CancelledError and abort the engine's work."""
         try:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge as error:
-            return _refuse(413, error.text or "the body is too large", "invalid_request_error", None)
+            return refuse(413, error.text or "the body is too large", "invalid_request_error", None)
         try:
-            model = json.loads(body)["model"]
+            content = json.loads(body)
+            model, streamed = content["model"], bool(content.get("stream"))
         except (ValueError, KeyError, TypeError, RecursionError):
-            model = None
+            model, streamed = None, False
         if not isinstance(model, str):
-            return _refuse(400, "the body must be JSON with a string 'model'", "invalid_request_error", None, "model")
+            return refuse(400, "the body must be JSON with a string 'model'", "invalid_request_error", None, "model")
         known = model in self.models
-        counters = self.traffic.setdefault(model, Counters()) if known else Counters()
+        counters = self._counters.setdefault(model, Counters()) if known else Counters()
         counters.received += 1
         counters.open += 1
-        began_s = time.monotonic()
+        asked = Asked(request, model, body, streamed, counters, time.monotonic())
         outcome = "cancelled"
         try:
-            response, outcome = await self._relay(request, model, body, began_s)
+            response, outcome = await self._relay(asked)
             return response
         finally:
-            counters.open -= 1
-            counters.completed += outcome == "200"
-            counters.failed += outcome != "200"
-            self._metrics.finished(model if known else "", outcome, time.monotonic() - began_s)
+            counters.finished(outcome, rejected=outcome == "503" and bool(asked.refusal))
+            self._metrics.finished(model if known else "", outcome, time.monotonic() - asked.began_s)
 
-    async def _relay(
-        self, request: web.Request, model: str, body: bytes, began_s: float
-    ) -> tuple[web.StreamResponse, str]:
+    async def _relay(self, asked: Asked) -> tuple[web.StreamResponse, str]:
         """The response and its outcome: the status, or "cut" when the engine died after the first byte."""
-        tried: frozenset[str] = frozenset()
-        problem = ""
-        for _ in range(MAX_TRIES):
-            picked = self._pick(model, tried)
+        while len(asked.sent_to) < MAX_TRIES:
+            picked = self._pick(asked)
+            if picked is NoPick.NO_REPLICA:
+                picked = await self._hold(asked)
             if isinstance(picked, NoPick):
+                return self._no_answer(asked, picked)
+            answer = await self._try(asked, picked)
+            if answer is not None:
+                return answer
+            if picked.endpoint.replica_id in asked.sent_to and await self._must_give_up(asked, picked.endpoint):
                 break
-            endpoint = picked.endpoint
-            self._open[endpoint.replica_id] = picked.open_requests + 1
-            try:
-                upstream, head = await self._ask(endpoint, request, body)
-                if head.status >= 500 and not tried and self._another(model, endpoint):
-                    upstream.abort()  # a dying engine says so itself; with no other to ask its answer is passed on
-                    raise UpstreamError(f"status {head.status}")
-                self._metrics.first_byte(model, time.monotonic() - began_s)
-                return await self._pass_on(request, endpoint, upstream, head)
-            except UpstreamError as error:
-                problem = str(error)
-                tried |= {endpoint.replica_id}
-                self._metrics.retried(model)
-            finally:
-                self._close_one(endpoint.replica_id)
-        return self._no_answer(model, picked, problem)
+        return self._no_answer(asked, NoPick.NO_REPLICA)
 
-    def _no_answer(self, model: str, picked: Pick | NoPick, problem: str) -> tuple[web.StreamResponse, str]:
-        if problem:
-            return _refuse(502, f"model {model!r}: its engine failed: {problem}", "engine_error", 502), "502"
+    async def _try(self, asked: Asked, picked: Pick) -> tuple[web.StreamResponse, str] | None:
+        """What this replica answered; None when it failed before the first byte."""
+        endpoint = picked.endpoint
+        self._open[endpoint.replica_id] = picked.open_requests + 1
+        try:
+            upstream, head = await self._ask(asked, endpoint)
+            if head.status >= 500 and not asked.sent_to and self._another(asked, endpoint):
+                upstream.abort()  # a dying engine says so itself; with no other to ask its answer is passed on
+                raise UpstreamError(f"status {head.status}")
+            self._metrics.first_byte(asked.model, time.monotonic() - asked.began_s)
+            return await self._pass_on(asked.http, endpoint, upstream, head)
+        except Unreachable as error:
+            self._unreachable.remember(endpoint.replica_id)
+            asked.failed(str(error), time.monotonic())
+            asked.unreachable |= {endpoint.replica_id}
+        except UpstreamError as error:
+            asked.failed(str(error), time.monotonic())
+            asked.sent_to |= {endpoint.replica_id}
+        finally:
+            self._close_one(endpoint.replica_id)
+        self._metrics.retried(asked.model)
+        return None
+
+    async def _must_give_up(self, asked: Asked, endpoint: Endpoint) -> bool:
+        """Whether there is no other replica and this one lives: then the request broke, not the engine."""
+        if self._pick(asked) is not NoPick.NO_REPLICA or not self._holding.limits.timeout_s:
+            return False
+        if await self._pool.reachable(endpoint.url):
+            return True
+        self._unreachable.remember(endpoint.replica_id)
+        return False
+
+    async def _hold(self, asked: Asked) -> Pick | NoPick:
+        """Wait for a replica that can take this request, in order of arrival; NO_REPLICA when none came in time."""
+        place = self._holding.enter(asked.model, len(asked.body))
+        if isinstance(place, str):
+            asked.refusal = place
+            return NoPick.NO_REPLICA
+        try:
+            while (picked := self._pick(asked)) is NoPick.NO_REPLICA and not self._holding.closed:
+                left_s = asked.began_s + self._holding.limits.timeout_s - time.monotonic()
+                if listed := self._lists(asked.model):  # and failed: until the directory drops it or it is back
+                    left_s = min(left_s, asked.problem_s + LISTED_FOR_S - time.monotonic())
+                if left_s <= 0:
+                    break
+                await self._holding.news(place, min(left_s, LOOK_AGAIN_S) if listed else left_s)
+            if picked is NoPick.NO_REPLICA:
+                asked.refusal = self._holding.in_vain()
+            return picked
+        finally:
+            self._holding.leave(place)
+            self._metrics.held(asked.model, time.monotonic() - place.since_s)
+
+    def _no_answer(self, asked: Asked, picked: Pick | NoPick) -> tuple[web.StreamResponse, str]:
+        model = asked.model
+        if asked.problem and (asked.sent_to or self._lists(model)):
+            return refuse(502, f"model {model!r}: its engine failed: {asked.problem}", "engine_error", 502), "502"
         if picked is NoPick.UNKNOWN_MODEL:
             known = ", ".join(self.models) or "none yet"
             message = f"The model {model!r} does not exist; deployed: {known}"
-            return _refuse(404, message, "invalid_request_error", "model_not_found", "model"), "404"
-        return _refuse(503, f"model {model!r} has no replica that is ready", "service_unavailable", 503), "503"
+            return refuse(404, message, "invalid_request_error", "model_not_found", "model"), "404"
+        return refuse(503, f"model {model!r}: {asked.refusal}", "service_unavailable", 503), "503"
 
-    def _pick(self, model: str, tried: frozenset[str]) -> Pick | NoPick:
+    def _pick(self, asked: Asked) -> Pick | NoPick:
         self._turn += 1
-        return pick_replica(model, self._table.models, self._table.endpoints, self._open, tried, self._turn)
+        away = self._unreachable.now()
+        tried = asked.sent_to | (asked.unreachable & away) if away else asked.sent_to
+        return pick_replica(asked.model, self._table.models, self._table.endpoints, self._open, tried, self._turn, away)
 
-    def _another(self, model: str, than: Endpoint) -> bool:
-        return isinstance(self._pick(model, frozenset({than.replica_id})), Pick)
+    def _lists(self, model: str) -> bool:
+        return any(endpoint.model == model for endpoint in self._table.endpoints)
+
+    def _another(self, asked: Asked, than: Endpoint) -> bool:
+        others = replace(asked, sent_to=asked.sent_to | {than.replica_id})
+        return isinstance(self._pick(others), Pick)
 
     def _close_one(self, replica_id: str) -> None:
         left = self._open[replica_id] - 1
@@ -135,22 +197,29 @@ class Relay:
         else:
             del self._open[replica_id]
 
-    async def _ask(self, endpoint: Endpoint, request: web.Request, body: bytes) -> tuple[Upstream, Head]:
+    async def _ask(self, asked: Asked, endpoint: Endpoint) -> tuple[Upstream, Head]:
         """Send the request; a kept connection that the engine had closed meanwhile is replaced by a new one."""
         headers = f"host: {endpoint.replica_id}\r\nauthorization: Bearer {endpoint.api_key}\r\n" + "".join(
-            f"{name}: {request.headers[name]}\r\n" for name in PASSED_ON if name in request.headers
+            f"{name}: {asked.http.headers[name]}\r\n" for name in PASSED_ON if name in asked.http.headers
         )
-        method, path = request.method.encode(), request.path.encode()
+        method, path = asked.http.method.encode(), asked.http.path.encode()
+        self._unreachable.knock(endpoint.replica_id)
         while True:
             upstream, new = await self._pool.connection(endpoint.url)
+            self._unreachable.forget(endpoint.replica_id)
+            asked.sent(endpoint.replica_id)
             try:
-                return upstream, await upstream.send(method, path, headers.encode("utf-8", "surrogateescape"), body)
+                return upstream, await upstream.send(
+                    method, path, headers.encode("utf-8", "surrogateescape"), asked.body
+                )
             except UpstreamError:
                 if new:
                     raise
             except BaseException:
                 upstream.abort()
                 raise
+            finally:
+                asked.answered(endpoint.replica_id)
 
     async def _pass_on(
         self, request: web.Request, endpoint: Endpoint, upstream: Upstream, head: Head
@@ -225,7 +294,3 @@ def _response_like(request: web.Request, head: Head) -> web.StreamResponse:
     else:
         response.force_close()  # the end of the connection is the end of the body
     return response
-
-
-def _refuse(status: int, message: str, kind: str, code: str | int | None, param: str | None = None) -> web.Response:
-    return web.Response(status=status, body=error_body(message, kind, code, param), content_type="application/json")

@@ -32,6 +32,10 @@ class UpstreamError(Exception):
     """The engine could not be reached, or its connection broke."""
 
 
+class Unreachable(UpstreamError):
+    """No connection could be had, so the engine has seen nothing of the request."""
+
+
 @dataclass(frozen=True)
 class Head:
     """Status line and headers of a reply."""
@@ -170,7 +174,7 @@ class UpstreamPool:
         self._idle: dict[str, list[Upstream]] = {}
 
     async def connection(self, url: str) -> tuple[Upstream, bool]:
-        """A connection to this engine, and whether it is new. Raises UpstreamError when there is none to be had."""
+        """A connection to this engine, and whether it is new. Raises Unreachable when there is none to be had."""
         idle = self._idle.get(url, [])
         while idle:
             kept = idle.pop()
@@ -178,6 +182,17 @@ class UpstreamPool:
                 return kept, False
             kept.abort()
         return await self._connect(url), True
+
+    async def reachable(self, url: str) -> bool:
+        """Whether a new connection to this engine can be had; it is kept for the next request."""
+        try:
+            upstream = await self._connect(url)
+        except Unreachable:
+            return False
+        upstream.reusable = True
+        upstream.idle_since_s = time.monotonic()
+        self.put_back(url, upstream)
+        return True
 
     async def _connect(self, url: str) -> Upstream:
         parts = urlsplit(url)
@@ -187,7 +202,7 @@ class UpstreamPool:
                 _, upstream = await loop.create_connection(Upstream, parts.hostname or "", parts.port or 80)
         except (OSError, TimeoutError) as error:
             log.warning("cannot connect to %s: %s", url, error or "time limit")
-            raise UpstreamError("it cannot be reached") from error  # clients are not told where engines are
+            raise Unreachable("it cannot be reached") from error  # clients are not told where engines are
         return upstream
 
     def put_back(self, url: str, upstream: Upstream) -> None:

@@ -1,8 +1,9 @@
 """One gateway process: an HTTP server on the shared port, steered by its parent over standard input and output.
 
-stdin:  one JSON line of WorkerSettings, then JSON lines {"table": ...}; end of file means stop.
-stdout: JSON lines {"listening": port}, {"applied": [epoch, version]}, {"traffic": {model: counters}} each second,
-        {"failed": message}.
+stdin:  one JSON line of WorkerSettings, then JSON lines {"table": ...} and {"cold_start": model}, to be counted by this
+        worker for all; end of file means stop.
+stdout: JSON lines {"listening": port}, {"applied": [epoch, version]}, {"traffic": {model: counters}} twice a second,
+        {"holding": model} when the first request begins to wait for a replica, {"failed": message}.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
+from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.relay import Relay
 from raylane.deployments.reports import Table
@@ -26,6 +28,7 @@ from raylane.deployments.reports import Table
 MAX_BODY_BYTES = 64 << 20
 POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 BACKLOG = 4096
+SAY_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class WorkerSettings:
     host: str
     port: int
     finish_within_s: float  # how long open streams may go on after the parent said stop
+    hold_timeout_s: float = 300.0
+    hold_limit: int = 1000
 
 
 def build_app(relay: Relay, metrics: GatewayMetrics) -> web.Application:
@@ -78,14 +83,18 @@ def say(message: dict[str, Any]) -> None:
 
 async def keep_saying_traffic(relay: Relay) -> None:
     while True:
-        await asyncio.sleep(1.0)
-        say({"traffic": {model: asdict(counters.frozen()) for model, counters in relay.traffic.items()}})
+        await asyncio.sleep(SAY_EVERY_S)
+        say({"traffic": {model: asdict(traffic) for model, traffic in relay.traffic().items()}})
 
 
-async def follow_parent(parent: asyncio.StreamReader, relay: Relay) -> None:
+async def follow_parent(parent: asyncio.StreamReader, relay: Relay, metrics: GatewayMetrics) -> None:
     """Apply tables until the parent says stop or is gone."""
     while line := await parent.readline():
-        table = Table.from_json(json.loads(line)["table"])
+        said = json.loads(line)
+        if "cold_start" in said:
+            metrics.cold_started(said["cold_start"])
+            continue
+        table = Table.from_json(said["table"])
         relay.apply(table)
         say({"applied": [table.epoch, table.version]})
 
@@ -96,7 +105,8 @@ async def serve() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
     settings = WorkerSettings(**json.loads(await parent.readline()))
     metrics = GatewayMetrics()
-    relay = Relay(metrics)
+    limits = HoldLimits(settings.hold_timeout_s, settings.hold_limit)
+    relay = Relay(metrics, limits, lambda model: say({"holding": model}))
     runner = web.AppRunner(
         build_app(relay, metrics),
         handler_cancellation=True,
@@ -114,8 +124,9 @@ async def serve() -> None:
     await site.start()
     say({"listening": sock.getsockname()[1]})
     talking = asyncio.create_task(keep_saying_traffic(relay))
-    await follow_parent(parent, relay)
+    await follow_parent(parent, relay, metrics)
     talking.cancel()
+    relay.stop_holding()
     await runner.cleanup()  # no new connections, no further request on the kept ones; open requests finish
 
 

@@ -9,8 +9,9 @@ from raylane.cluster.catalog import Accelerator
 from raylane.cluster.errors import UsageError
 from raylane.deployments.builtin import PREFIX, builtin_config
 from raylane.deployments.fit import EngineSettings, Fits, fit
-from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.model_facts import ModelFacts, model_facts
 from raylane.deployments.roofline import Link, assumed_link
+from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.request import Limits
 from raylane.deployments.simulator.step_model import StepConstants, step_model
@@ -29,6 +30,21 @@ def read_model_config(source: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{file}: a config.json holds an object, not {type(found).__name__}")
     return found
+
+
+def engine_for(
+    source: str,
+    gpu: Accelerator,
+    settings: EngineSettings,
+    link: Link | None = None,
+    *,
+    prefix_caching: bool = True,
+    slowdown: float = 1.0,
+) -> EngineModel:
+    """The simulated engine of a model that has a config.json, with the shipped constants of the card."""
+    facts = model_facts(read_model_config(source), source)
+    constants = constants_for(gpu).constants()
+    return build_engine(facts, gpu, settings, constants, link, prefix_caching=prefix_caching, slowdown=slowdown)
 
 
 def build_engine(

@@ -3,12 +3,13 @@
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from raylane.deployments.simulator.request import Limits, Outcome, Request
 from raylane.deployments.simulator.scheduler import Scheduler, Sequence
 from raylane.deployments.simulator.step_model import StepModel
 
+new_outcome = tuple.__new__  # half the time of Outcome(...)
 Deliver = Callable[[float, list[int | str]], None]
 
 
@@ -79,20 +80,23 @@ class Replica:
         """A request arrives. ValueError when it lies in the past or can never run here."""
         if request.arrival_s < self._now_s:
             raise ValueError(f"request {request.key} arrives at {request.arrival_s} s; the clock is at {self._now_s} s")
-        needed = request.input_tokens + request.output_tokens
-        if needed > self._engine.limits.max_model_len or request.input_tokens < 1 or request.output_tokens < 1:
-            self._scheduler.add(request)  # raises, with the reason
+        self._scheduler.check(request)
         ready_s = self._ready_s(request.arrival_s)
-        if not self._inbox and self._in_flight and not self._scheduler.waiting and self._steps > 1:
-            self._shorten(self._steps_until(ready_s))
+        if self._steps > 1 and self._in_flight and not self._inbox and not self._scheduler.waiting:
+            self._land_by(ready_s)
         self._inbox.append((ready_s, request))
 
     def advance(self, to_s: float) -> None:
         """Let everything happen that ends at or before `to_s`."""
+        inbox, core = self._inbox, self._scheduler
         while not self._in_flight or self._end_s <= to_s:
             if self._in_flight:
                 self._land()
-            if self._clock_s >= to_s or not self._ready(to_s) or self._clock_s >= to_s or not self._take_off():
+            if self._clock_s >= to_s:
+                break
+            if (inbox or not core.batch) and (not self._ready(to_s) or self._clock_s >= to_s):
+                break  # without an arrival the running requests go on
+            if not self._take_off():
                 break
         if to_s > self._now_s:
             self._now_s = to_s
@@ -132,13 +136,21 @@ class Replica:
             finished_total=self._finished_total,
         )
 
+    @property
+    def waiting_since_s(self) -> float | None:
+        """Arrival of the request that is first in the queue, as of the last `advance`; None when none waits."""
+        waiting = self._scheduler.waiting
+        if waiting:
+            return waiting[0].request.arrival_s
+        return self._inbox[0][1].arrival_s if self._inbox else None
+
     def cache_totals(self) -> tuple[int, int]:
         """Prompt tokens looked up in the prefix cache, and found there, since the start."""
         return self._scheduler.cache_queries_total, self._scheduler.cache_hits_total
 
     def slow_down(self, factor: float) -> None:
         """From the next step on everything takes `factor` times as long as the engine's model says."""
-        self._use(_scaled(self._engine.steps, factor))
+        self._use(self._engine.steps.slowed(factor))
         if self._in_flight and self._steps > 1:
             self._shorten(self._steps_done(self._now_s) + 1)
 
@@ -175,21 +187,22 @@ class Replica:
 
     def _ready_s(self, arrival_s: float) -> float:
         """When the scheduler sees a request: after the frontend's work, and the batching window where there is one."""
-        ready_s = arrival_s + self._model.first_token_extra_s
-        window_s = self._engine.batching_window_s
+        ready_s = arrival_s + self._extra_s
+        window_s = self._window_s
         return math.ceil(ready_s / window_s) * window_s if window_s else ready_s
 
     def _ready(self, to_s: float) -> bool:
         """Move what has arrived into the scheduler; False when there is nothing to run before `to_s`."""
         inbox, core = self._inbox, self._scheduler
         if inbox:
-            if inbox[0][0] > self._clock_s and core.idle:
-                if inbox[0][0] > to_s:
+            ready_s = inbox[0][0]
+            if ready_s > self._clock_s and not core.batch and core.idle:
+                if ready_s > to_s:
                     return False
-                self._clock_s = inbox[0][0]
+                self._clock_s = ready_s
             while inbox and inbox[0][0] <= self._clock_s:
-                core.add(inbox.popleft()[1])
-        return not core.idle
+                core.queue(inbox.popleft()[1])
+        return core.batch > 0 or not core.idle
 
     def _take_off(self) -> bool:
         """Begin the next step, and repeat it as often as nothing changes."""
@@ -198,8 +211,7 @@ class Replica:
             return False
         batch, steps = core.batch, core.steps
         if core.chunks:
-            model = self._model
-            first_s = model.step_s(batch, core.context, core.chunk_tokens, core.chunk_pairs, core.chunk_past)
+            first_s = self._mixed_s(batch, core.context, core.chunk_tokens, core.chunk_pairs, core.chunk_past)
         else:
             first_s = self._decode_s[batch] + core.context * self._context_s
         self._first_s = first_s
@@ -211,7 +223,7 @@ class Replica:
         self._growth_s = growth_s = self._context_s * batch
         self._end_s = self._clock_s + steps * (first_s + growth_s * (steps - 1) * 0.5)
         if self._inbox and not core.waiting:
-            self._shorten(self._steps_until(self._inbox[0][0]))
+            self._land_by(self._inbox[0][0])
         return True
 
     def _land(self) -> None:
@@ -220,19 +232,18 @@ class Replica:
         self._busy_s += end_s - self._clock_s
         self._clock_s = end_s
         self._in_flight = False
-        decoding = list(self._scheduler.decoding) if self._deliver else []
-        started, done = self._scheduler.complete(self._steps)
+        core, deliver = self._scheduler, self._deliver
+        keys = [sequence.request.key for sequence in core.decoding] if deliver else []
+        started, done = core.complete(self._steps)
         for sequence in started:
             if sequence.first_token_s is None:
                 sequence.first_token_s = end_s
-        if self._deliver:
-            self._deliver(end_s, [sequence.request.key for sequence in (*decoding, *started)])
-        for sequence in done:
-            first_s = end_s if sequence.first_token_s is None else sequence.first_token_s
-            self._finished.append(
-                Outcome(sequence.request, first_s, end_s, sequence.preemptions, sequence.cached_tokens)
-            )
-        self._finished_total += len(done)
+        if deliver:
+            deliver(end_s, keys + [sequence.request.key for sequence in started])
+        for item in done:
+            outcome = (item.request, item.first_token_s, end_s, item.preemptions, item.cached_tokens)
+            self._finished.append(new_outcome(Outcome, outcome))
+            self._finished_total += 1
 
     def _use(self, model: StepModel) -> None:
         """Take step times from this model from the next step on."""
@@ -240,6 +251,16 @@ class Replica:
         self._context_s = model.context_s
         most = self._engine.limits.max_num_seqs
         self._decode_s = [model.step_s(batch, 0) for batch in range(most + 1)]
+        self._extra_s, self._window_s = model.first_token_extra_s, self._engine.batching_window_s
+        self._chunk_token_s, self._pair_s = model.token_s + model.token_link_s, model.pair_s
+        self._mixture = len(model.weights_s) > 1
+
+    def _mixed_s(self, batch: int, context: int, tokens: int, pairs: float, past: int) -> float:
+        """Seconds of a step that computes prompts too: what `StepModel.step_s` says, from the table where it can."""
+        if self._mixture:  # how much of the weights is read depends on the prompts as well
+            return self._model.step_s(batch, context, tokens, pairs, past)
+        reading_s = (context + past) * self._context_s
+        return self._decode_s[batch] + reading_s + tokens * self._chunk_token_s + pairs * self._pair_s
 
     def _shorten(self, steps: int) -> None:
         if steps < self._steps:
@@ -250,16 +271,22 @@ class Replica:
         """End of `steps` repetitions: start + steps x first + growth x steps (steps - 1) / 2."""
         return self._clock_s + steps * (self._first_s + self._growth_s * (steps - 1) * 0.5)
 
+    def _land_by(self, at_s: float) -> None:
+        """Stop repeating the step in flight at the first end at or after `at_s`."""
+        if self._end_s >= at_s:
+            self._shorten(self._steps_until(at_s))
+
     def _steps_until(self, at_s: float) -> int:
         """The fewest repetitions, at least one, that end at or after `at_s`."""
-        if self._time_after(self._steps) < at_s:
+        if self._end_s < at_s:
             return self._steps
-        steps = max(1, math.ceil(self._root(at_s - self._clock_s) - 0.5))
-        while steps > 1 and self._time_after(steps - 1) >= at_s:
+        start_s, first_s, half_s = self._clock_s, self._first_s, self._growth_s * 0.5
+        steps = max(1, int(self._root(at_s - start_s) + 0.5))
+        while steps > 1 and start_s + (steps - 1) * (first_s + half_s * (steps - 2)) >= at_s:
             steps -= 1
-        while self._time_after(steps) < at_s:
+        while start_s + steps * (first_s + half_s * (steps - 1)) < at_s:
             steps += 1
-        return min(steps, self._steps)
+        return steps if steps < self._steps else self._steps
 
     def _steps_done(self, at_s: float) -> int:
         """Repetitions that have ended at or before `at_s`."""
@@ -271,19 +298,7 @@ class Replica:
     def _root(self, elapsed_s: float) -> float:
         """The real number of repetitions that take `elapsed_s`: the positive root of the closed form."""
         half = self._growth_s * 0.5
-        if half <= 0.0:
+        if half <= 0.0 or elapsed_s <= 0.0:
             return elapsed_s / self._first_s
         linear = self._first_s - half
-        return (math.sqrt(linear * linear + 4.0 * half * max(0.0, elapsed_s)) - linear) / (2.0 * half)
-
-
-def _scaled(model: StepModel, factor: float) -> StepModel:
-    return replace(
-        model,
-        fixed_s=model.fixed_s * factor,
-        weights_s=tuple(value * factor for value in model.weights_s),
-        token_s=model.token_s * factor,
-        token_link_s=model.token_link_s * factor,
-        context_s=model.context_s * factor,
-        pair_s=model.pair_s * factor,
-    )
+        return (math.sqrt(linear * linear + 4.0 * half * elapsed_s) - linear) / (2.0 * half)

@@ -65,6 +65,7 @@ class Scheduler:
         self.partial: Sequence | None = None  # the one prompt begun and not finished; always the youngest running
         self.chunks: list[tuple[Sequence, int]] = []
         self.batch = 0
+        self.context = 0
         self.step = 0
         self.steps = 0
         self.chunk_tokens = 0
@@ -75,6 +76,7 @@ class Scheduler:
         self.preemptions_total = 0
         self.cache_queries_total = 0
         self.cache_hits_total = 0
+        self._longest = limits.max_model_len
         self._phases = 0
         self._residues = [0] * BLOCK
         self._finish: list[tuple[int, int, Sequence]] = []
@@ -84,14 +86,21 @@ class Scheduler:
 
     def add(self, request: Request) -> Sequence:
         """Queue a request. ValueError when it can never run here."""
-        needed = request.input_tokens + request.output_tokens
-        if needed > self.limits.max_model_len:
+        self.check(request)
+        return self.queue(request)
+
+    def check(self, request: Request) -> None:
+        """ValueError when a request can never run here."""
+        tokens, output = request.input_tokens, request.output_tokens
+        if tokens + output > self._longest:
             raise ValueError(
-                f"{request.input_tokens} prompt and {request.output_tokens} output tokens are more than "
-                f"max_model_len {self.limits.max_model_len}"
+                f"{tokens} prompt and {output} output tokens are more than max_model_len {self.limits.max_model_len}"
             )
-        if request.input_tokens < 1 or request.output_tokens < 1:
+        if tokens < 1 or output < 1:
             raise ValueError(f"a request needs at least one prompt and one output token, got {request}")
+
+    def queue(self, request: Request) -> Sequence:
+        """Queue a request that was checked."""
         self._orders += 1
         sequence = Sequence(request, self._orders)
         self.waiting.append(sequence)
@@ -101,11 +110,6 @@ class Scheduler:
     def running(self) -> int:
         """Requests that have been given memory."""
         return self.batch + len(self.chunks) + (self.partial is not None)
-
-    @property
-    def context(self) -> int:
-        """Tokens the next decode step attends to, over all its requests."""
-        return self._phases + self.batch * self.step
 
     @property
     def idle(self) -> bool:
@@ -124,7 +128,8 @@ class Scheduler:
     def plan(self, most_steps: int | None = None) -> bool:
         """Choose the next step; False when there is nothing to do. `most_steps` bounds how often it may repeat."""
         batch = self.batch
-        at_most = (self._phases + batch * (self.step + BLOCK - 1)) // BLOCK + self._chunk_blocks
+        self.context = context = self._phases + batch * self.step
+        at_most = (context + batch * (BLOCK - 1)) // BLOCK + self._chunk_blocks
         preempted = at_most > self.total_blocks and self._make_room()
         if self.partial is not None:
             budget = self.limits.max_num_batched_tokens - self.batch
@@ -134,6 +139,8 @@ class Scheduler:
                 self._admit(budget)
         elif self.waiting and not preempted:
             self._admit(self.limits.max_num_batched_tokens - batch)
+        if preempted:
+            self.context = self._phases + self.batch * self.step
         if self.chunks:
             self._count_chunks()
             self.steps = 1
@@ -148,13 +155,13 @@ class Scheduler:
 
     def complete(self, steps: int) -> tuple[list[Sequence], list[Sequence]]:
         """Carry out `steps` of the planned step: (requests whose prompt ended with a token, requests now finished)."""
-        self.step += steps
+        self.step = step = self.step + steps
         self.generated_tokens_total += self.batch * steps
         if self.cache.idle:
             self.cache.shrink_to(self.total_blocks - self.used_blocks(-1))
         started: list[Sequence] = []
         done: list[Sequence] = []
-        heap, step = self._finish, self.step
+        heap = self._finish
         while heap and heap[0][0] <= step:
             finish_step, _, sequence = heappop(heap)
             if sequence.finish_step == finish_step:
@@ -222,25 +229,29 @@ class Scheduler:
         slots = self.limits.max_num_seqs - self.batch - len(self.chunks)
         if slots <= 0:
             return
-        self._evict()
+        if self.cache.idle:
+            self._evict()
         used = self._surely_used()
         waiting, total = self.waiting, self.total_blocks
         while waiting and budget > 0 and slots > 0:
             sequence = waiting[0]
-            hashes, costs = self._cached_prefix(sequence) if sequence.request.block_hashes else ((), 0)
-            hit = len(hashes) * BLOCK
-            needed = (sequence.target + BLOCK - 1) // BLOCK - len(hashes) + costs
+            tokens = sequence.target
+            needed = (tokens + BLOCK - 1) // BLOCK
+            hashes: tuple[int, ...] = ()
+            if sequence.request.block_hashes:
+                hashes, costs = self._cached_prefix(sequence)
+                needed += costs - len(hashes)
             if used + needed > total:
                 used = self.used_blocks()
                 if used + needed > total:
                     return
             waiting.popleft()
-            tokens = sequence.target - hit
-            if tokens > budget:
-                tokens = budget
             if sequence.request.block_hashes:
                 self._start_cached(sequence, hashes)
-            blocks = (hit + tokens + BLOCK - 1) // BLOCK
+                tokens -= sequence.computed
+            if tokens > budget:
+                tokens = budget
+            blocks = (sequence.computed + tokens + BLOCK - 1) // BLOCK
             self._chunk_blocks += blocks
             self.chunks.append((sequence, tokens))
             if self.cache.idle:

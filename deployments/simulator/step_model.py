@@ -8,7 +8,7 @@ maximum is the arithmetic of decoding itself; it takes over at several hundred r
 counts 4 x layers x heads x head_dim for every pair of tokens and matters for prompts beyond a few thousand tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raylane.cluster.catalog import Accelerator
 from raylane.deployments.memory import EngineSettings
@@ -54,6 +54,18 @@ class StepModel:
         decode_s = max(self.weights_s[touched], batch * self.token_s)
         tokens_s = chunk_tokens * self.token_s + (batch + chunk_tokens) * self.token_link_s
         return self.fixed_s + decode_s + (context + past) * self.context_s + tokens_s + pairs * self.pair_s
+
+    def slowed(self, factor: float) -> "StepModel":
+        """Steps that take `factor` times as long."""
+        return replace(
+            self,
+            fixed_s=self.fixed_s * factor,
+            weights_s=tuple(value * factor for value in self.weights_s),
+            token_s=self.token_s * factor,
+            token_link_s=self.token_link_s * factor,
+            context_s=self.context_s * factor,
+            pair_s=self.pair_s * factor,
+        )
 
 
 def step_model(

@@ -23,6 +23,7 @@ ENGINE = {
     "max_num_seqs": 64,
     "env": {"OMP_NUM_THREADS": "1"},
 }
+SIMULATED = {"kind": "simulator", "device": "cpu", "max_model_len": 2048, "slowdown": 20}
 UP_WITHIN_S = 240.0
 
 
@@ -34,9 +35,9 @@ class Cluster:
         self.url = f"http://127.0.0.1:{PORT}"
 
     def config(self, models: dict[str, dict[str, Any]], port: int = PORT) -> DeploymentConfig:
-        """A config of tiny models; each entry may override engine settings and model keys."""
+        """A config of tiny models; each entry may override engine settings and model keys, or be a simulator's."""
         blocks = {
-            name: {"source": "builtin:tiny-llama", **block, "engine": {**ENGINE, **block.get("engine", {})}}
+            name: {"source": "builtin:tiny-llama", **block, "engine": engine_block(block.get("engine", {}))}
             for name, block in models.items()
         }
         return DeploymentConfig.model_validate({"models": blocks, "gateway": {"port": port}})
@@ -52,6 +53,10 @@ class Cluster:
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", timeout=120.0, max_retries=0)
+
+
+def engine_block(own: dict[str, Any]) -> dict[str, Any]:
+    return own if own.get("kind") == "simulator" else {**ENGINE, **own}
 
 
 def until(true: Callable[[], object], within_s: float) -> float:

@@ -21,7 +21,7 @@ import nbformat
 import openai
 import pytest
 import ray
-from conftest import PORT, Cluster, until
+from conftest import PORT, SIMULATED, Cluster, until
 from nbclient import NotebookClient
 from ray import serve
 
@@ -39,6 +39,8 @@ from raylane.deployments.rollout import delete, deploy
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
 ROOT = Path(__file__).resolve().parents[2]
 ONE: dict[str, dict[str, Any]] = {"one": {}}
+ONE_OF_EACH_KIND: dict[str, dict[str, Any]] = {"one": {}, "simulated": {"engine": SIMULATED}}
+EACH_KIND = pytest.mark.parametrize("model", ONE_OF_EACH_KIND)
 TWO: dict[str, dict[str, Any]] = {"one": {}, "two": {"replicas": {"min": 1, "max": 2}, "engine": {"max_num_seqs": 32}}}
 
 
@@ -75,18 +77,19 @@ def test_a_model_that_cannot_load_is_told_with_its_log_and_taken_away(cluster: C
     assert [name for name in cluster.api.state().statuses if name.startswith("raylane-")] == []
 
 
-def test_chat_completions_streaming_and_usage(cluster: Cluster) -> None:
-    cluster.deploy(ONE)
+@EACH_KIND
+def test_chat_completions_streaming_and_usage(cluster: Cluster, model: str) -> None:
+    cluster.deploy(ONE_OF_EACH_KIND)
     client = cluster.client()
-    assert [model.id for model in client.models.list()] == ["one"]
+    assert {listed.id for listed in client.models.list()} == {"one", "simulated"}
     chat = client.chat.completions.create(
-        model="one", messages=[{"role": "user", "content": "hello"}], max_tokens=8, extra_body={"ignore_eos": True}
+        model=model, messages=[{"role": "user", "content": "hello"}], max_tokens=8, extra_body={"ignore_eos": True}
     )
     assert chat.usage is not None
     assert chat.usage.completion_tokens == 8
-    whole = client.completions.create(model="one", prompt="The gateway", max_tokens=16, temperature=0)
+    whole = client.completions.create(model=model, prompt="The gateway", max_tokens=16, temperature=0)
     stream = client.completions.create(
-        model="one",
+        model=model,
         prompt="The gateway",
         max_tokens=16,
         temperature=0,
@@ -99,20 +102,22 @@ def test_chat_completions_streaming_and_usage(cluster: Cluster) -> None:
     assert chunks[-1].usage == whole.usage
 
 
-def test_errors_have_openais_shape(cluster: Cluster) -> None:
+@EACH_KIND
+def test_errors_have_openais_shape(cluster: Cluster, model: str) -> None:
     client = cluster.client()
     with pytest.raises(openai.NotFoundError) as unknown:
         client.completions.create(model="nobody", prompt="x")
     assert unknown.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError, match="2048"):  # the engine's own message, passed through
-        client.completions.create(model="one", prompt=[70] * 3000, max_tokens=10)
+        client.completions.create(model=model, prompt=[70] * 3000, max_tokens=10)
     with pytest.raises(openai.BadRequestError, match="model"):
         client.post("/completions", body={"prompt": "x"}, cast_to=object)
 
 
-def test_a_client_that_leaves_ends_the_engines_work(cluster: Cluster) -> None:
-    replica = cluster.ready("one")[0]
-    body = {"model": "one", "prompt": "x", "max_tokens": 1900, "ignore_eos": True, "stream": True}
+@EACH_KIND
+def test_a_client_that_leaves_ends_the_engines_work(cluster: Cluster, model: str) -> None:
+    replica = cluster.ready(model)[0]
+    body = {"model": model, "prompt": "x", "max_tokens": 1900, "ignore_eos": True, "stream": True}
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=30)
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     assert connection.getresponse().readline()
@@ -130,8 +135,9 @@ def running(url: str | None, key: str | None) -> int:
     )
 
 
-def test_an_engine_refuses_whoever_has_not_its_key(cluster: Cluster) -> None:
-    url = cluster.ready("one")[0].url
+@EACH_KIND
+def test_an_engine_refuses_whoever_has_not_its_key(cluster: Cluster, model: str) -> None:
+    url = cluster.ready(model)[0].url
     request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": "Bearer any"})
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(request, timeout=10)

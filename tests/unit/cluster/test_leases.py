@@ -20,7 +20,16 @@ import pytest
 from raylane.cluster import leases
 from raylane.cluster.choose import Choice, Refusal
 from raylane.cluster.errors import FailedError
-from raylane.cluster.leases import PORT_BLOCK, PORT_BLOCKS, Chooser, Lease, holders, runtime_folder, take_lease
+from raylane.cluster.leases import (
+    PORT_BLOCK,
+    PORT_BLOCKS,
+    Chooser,
+    Lease,
+    free_gpus,
+    holders,
+    runtime_folder,
+    take_lease,
+)
 
 GPUS = tuple(f"GPU-{number:04d}" for number in range(20))
 # Takes two GPUs as soon as standard input ends (so that all start together), says which, and holds them until killed.
@@ -287,3 +296,47 @@ def test_a_runtime_folder_of_another_user_is_named() -> None:
 def test_the_runtime_folder_is_this_users_alone(folder: Path) -> None:
     assert folder.stat().st_mode & 0o077 == 0
     assert sorted(path.name for path in folder.iterdir()) == ["gpus", "logs", "ports"]
+
+
+def exactly(*uuids: str) -> Chooser:
+    def choose(free: frozenset[str]) -> Choice | Refusal:
+        if not free.issuperset(uuids):
+            return Refusal(f"{uuids} wanted, {sorted(free)} free")
+        return Choice(uuids, "these", second_best=False)
+
+    return choose
+
+
+def test_a_second_lease_may_keep_gpus_of_the_first_and_holds_them_alone_later(folder: Path) -> None:
+    a, b, c, _ = GPUS[:4]
+    first = take_lease("me", GPUS[:4], exactly(a, b), "127.0.0.1", folder)
+    second = take_lease("me", GPUS[:4], exactly(b, c), "127.0.0.1", folder, first)
+    try:
+        assert [holder.resource for holder in holders(folder)] == [a, b, c]
+        assert second.ports != first.ports
+        first.close()
+        assert [holder.resource for holder in holders(folder)] == [b, c]
+        with pytest.raises(FailedError, match="wanted"):
+            take_lease("other", GPUS[:4], exactly(b), "127.0.0.1", folder)
+    finally:
+        first.close()
+        second.close()
+    assert holders(folder) == []
+
+
+def test_gpus_of_ones_own_that_are_not_chosen_stay_as_they_were(folder: Path) -> None:
+    before = open_files()
+    with closing(take(folder, 2)) as mine:
+        taken = open_files()
+        with pytest.raises(FailedError):
+            take_lease("me", GPUS[:4], first(5), "127.0.0.1", folder, mine)
+        assert open_files() == taken
+        assert {holder.resource for holder in holders(folder)} == set(mine.choice.uuids)
+    assert open_files() == before
+
+
+def test_which_gpus_are_free_is_looked_up_without_taking_any(folder: Path) -> None:
+    with closing(take(folder, 1)):
+        assert free_gpus(GPUS[:4], folder) == set(GPUS[1:4])
+        assert free_gpus(GPUS[:4], folder) == set(GPUS[1:4])
+    assert free_gpus(GPUS[:4], folder) == set(GPUS[:4])

@@ -40,9 +40,9 @@ def test_two_builds_are_the_same_bytes_also_by_processes_that_race(
     racing = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     folders = {process.communicate()[0].strip() for process in racing}
     assert [process.returncode for process in racing] == [0, 0]
-    assert folders == {str(tmp_path / "models" / "tiny-llama-v1")}
+    assert folders == {str(tmp_path / "models" / "tiny-llama-v2")}
     assert hashes(Path(folders.pop())) == hashes(tiny)
-    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [".lock", "tiny-llama-v1"]
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [".lock", "tiny-llama-v2"]
 
 
 def test_what_is_there_is_not_built_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,6 +254,65 @@ async def test_the_snapshot_holds_loads_ages_and_traffic() -> None:
     assert seen.gateways == {"g": traffic}
 
 
+async def test_the_snapshot_tells_how_long_a_gateway_has_been_silent() -> None:
+    clock = Clock()
+    directory = Directory(clock)
+    await table(directory)
+    clock.s += 4.0
+    assert (await directory.snapshot()).gateway_age_s == {"g": 4.0}
+
+
+async def test_a_directory_that_starts_again_knows_what_is_deployed() -> None:
+    directory = Directory(models=("m", "resting"))
+    assert (await table(directory)).models == ("m", "resting")
+    await directory.set_models(("m",))
+    assert (await table(directory)).models == ("m",)
+
+
+async def test_a_wake_is_told_at_once_with_the_models_woken_since() -> None:
+    directory = Directory()
+    waiting = asyncio.create_task(directory.wait_for_wake(0, 30.0))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await directory.wake("a")
+    known, woken = await soon(waiting)
+    assert woken == ("a",)
+    await directory.wake("b")
+    await directory.wake("a")
+    await directory.wake("b")
+    known, woken = await soon(directory.wait_for_wake(known, 30.0))
+    assert sorted(woken) == ["a", "b"]
+    assert await soon(directory.wait_for_wake(known, 0.1)) == (known, ())
+
+
+async def test_reports_and_polls_wake_nobody() -> None:
+    directory = Directory()
+    waiting = asyncio.create_task(directory.wait_for_wake(0, 0.4))
+    await asyncio.sleep(0.05)
+    await directory.report(report("r"))
+    await table(directory)
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    assert await soon(waiting) == (0, ())
+
+
+async def test_a_count_of_a_directory_that_died_is_answered_at_once_with_all_that_woke_since() -> None:
+    directory = Directory()
+    assert await soon(directory.wait_for_wake(7, 30.0)) == (0, ())
+    await directory.wake("a")
+    assert await soon(directory.wait_for_wake(7, 30.0)) == (1, ("a",))
+
+
+async def test_requests_that_begin_to_wait_at_a_gateway_wake_their_model_once() -> None:
+    directory = Directory()
+    for held in (0, 2, 3):
+        await directory.poll("g", "", 0, 0.0, {"m": ModelTraffic(received=3, held=held)})
+    assert await directory.wait_for_wake(0, 0.0) == (1, ("m",))
+    for held in (0, 1):
+        await directory.poll("g", "", 0, 0.0, {"m": ModelTraffic(received=4, held=held)})
+    assert (await directory.wait_for_wake(1, 0.0)) == (2, ("m",))
+
+
 async def test_a_gateway_that_vanished_is_forgotten_in_time() -> None:
     clock = Clock()
     directory = Directory(clock)

@@ -296,6 +296,24 @@ async def test_the_log_is_added_to_and_holds_both_outputs(token: str, log_path: 
     assert text(log_path) == "from before\nout\nerr\n"
 
 
+async def test_the_whole_tree_is_kept_to_the_cpus_given(token: str, log_path: Path) -> None:
+    one = min(os.sched_getaffinity(0))
+    process = EngineProcess(token, Launch(fake_engine(child=True), {}, log_path), (one,))
+    await process.start()
+    await until(lambda: len(processes_with(MARK, token)) == 2)
+    assert [os.sched_getaffinity(pid) for pid in processes_with(MARK, token)] == [{one}, {one}]
+    await process.stop(0.0)
+
+
+async def test_cpus_that_are_not_there_are_told_in_the_log_and_the_engine_runs(token: str, log_path: Path) -> None:
+    process = EngineProcess(token, Launch(SLEEPER, {}, log_path), (100_000,))
+    pid = await process.start()
+    await until(lambda: "here" in text(log_path))
+    assert "not kept to CPUs [100000]" in text(log_path)
+    assert os.sched_getaffinity(pid) == os.sched_getaffinity(0)
+    await process.stop(0.0)
+
+
 async def test_many_engines_start_and_stop_at_once_without_leaks(token: str, tmp_path: Path) -> None:
     open_before = open_files()
     engines = [EngineProcess(token, Launch(SLEEPER, {}, tmp_path / f"{number}.log")) for number in range(5)]

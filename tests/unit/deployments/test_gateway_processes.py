@@ -1,4 +1,8 @@
-"""A gateway of two real worker processes on one port: tables, dead workers, stopping, and ports of others."""
+"""A gateway of two real worker processes on one port: tables, dead workers, stopping, and ports of others.
+
+What involves streams of a well-behaved engine runs against the fake engine and against raylane's simulator server
+process (`EITHER`); the rest asks no engine, or only for the shortest answer.
+"""
 
 import asyncio
 import json
@@ -14,6 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fake_engine import FakeEngine, serving
+from simulated_engine import simulators, tapped, turn
 
 from raylane.cluster.errors import FailedError
 from raylane.deployments.config import GatewayConfig
@@ -22,6 +27,7 @@ from raylane.deployments.gateway.gateway import Gateway, process_count
 from raylane.deployments.reports import ModelTraffic, ReplicaReport, ReplicaState
 
 KEY = "engine-key"
+EITHER = pytest.mark.parametrize("engine_port", ["stub", "simulator"], indirect=True)
 
 
 @contextmanager
@@ -74,8 +80,8 @@ class Running:
         snapshot = await self.directory.snapshot()
         return next(iter(snapshot.gateways.values()), {}).get("tiny", ModelTraffic())
 
-    async def post(self, **fake: Any) -> tuple[int, bytes]:
-        body = {"model": "tiny", "stream": True, "fake": fake}
+    async def post(self, events: int = 3, each_s: float = 0.0) -> tuple[int, bytes]:
+        body = {"model": "tiny", "prompt": "hello", "stream": True, **turn(events, each_s)}
         async with (
             aiohttp.ClientSession() as session,
             session.post(self.url + "/v1/completions", json=body) as answer,
@@ -103,12 +109,31 @@ async def announced(running: Running) -> None:
     await until(known)
 
 
+@pytest.fixture(scope="module")
+def simulator_port() -> Iterator[int]:
+    """A simulator process, started for the first test that asks for it."""
+    with simulators(1, KEY) as (port,):
+        yield port
+
+
+@pytest.fixture
+def engine_port(request: pytest.FixtureRequest) -> int | None:
+    """What `gateway` wants for the kind of engine that the test is for."""
+    port: int | None = request.getfixturevalue("simulator_port") if request.param == "simulator" else None
+    return port
+
+
 @asynccontextmanager
-async def gateway(processes: int = 2) -> AsyncIterator[Running]:
+async def gateway(
+    processes: int = 2, hold_timeout_s: float = 0.0, engine_port: int | None = None
+) -> AsyncIterator[Running]:
+    """`engine_port` is that of a simulator process; without it there is a fake engine."""
+    kind: Any = serving(KEY) if engine_port is None else tapped(engine_port)
     with reserved_port() as port:
-        async with serving(KEY) as engine:
+        async with kind as engine:
             directory = Directory()
-            made = Gateway(GatewayConfig(port=port, processes_per_host=processes), directory)
+            config = GatewayConfig(port=port, processes_per_host=processes, hold_timeout_s=hold_timeout_s)
+            made = Gateway(config, directory)
             await made.start()
             running = Running(made, directory, engine, port)
             try:
@@ -118,11 +143,14 @@ async def gateway(processes: int = 2) -> AsyncIterator[Running]:
                 assert running.workers() == []
 
 
-async def test_tables_reach_every_worker_and_requests_reach_the_engine() -> None:
-    async with gateway() as running:
+@EITHER
+async def test_tables_reach_every_worker_and_requests_reach_the_engine(engine_port: int | None) -> None:
+    async with gateway(engine_port=engine_port) as running:
         assert len(running.workers()) == 2
         await announced(running)
-        assert await asyncio.gather(*(running.post() for _ in range(10))) == [(200, running.engine.sent[0])] * 10
+        answers = await asyncio.gather(*(running.post() for _ in range(10)))
+        assert {status for status, _ in answers} == {200}
+        assert sorted(content for _, content in answers) == sorted(running.engine.sent)
         assert {seen.headers["authorization"] for seen in running.engine.seen} == {f"Bearer {KEY}"}
         await running.directory.withdraw("r")
         await running.directory.set_models(("other",))
@@ -133,8 +161,9 @@ async def test_tables_reach_every_worker_and_requests_reach_the_engine() -> None
         await until(changed)
 
 
-async def test_a_drain_is_acknowledged_once_every_worker_knows() -> None:
-    async with gateway() as running:
+@EITHER
+async def test_a_drain_is_acknowledged_once_every_worker_knows(engine_port: int | None) -> None:
+    async with gateway(engine_port=engine_port) as running:
         await announced(running)
         version = await running.directory.report(report(running.engine, state=ReplicaState.DRAINING))
         began_s = time.monotonic()
@@ -174,8 +203,11 @@ async def test_a_killed_worker_is_replaced_and_knows_the_table() -> None:
         assert await running.directory.acknowledged(version, 5.0)
 
 
-async def test_requests_are_counted_over_all_workers_and_neither_lost_nor_doubled_when_one_dies() -> None:
-    async with gateway() as running:
+@EITHER
+async def test_requests_are_counted_over_all_workers_and_neither_lost_nor_doubled_when_one_dies(
+    engine_port: int | None,
+) -> None:
+    async with gateway(engine_port=engine_port) as running:
         await announced(running)
         await asyncio.gather(*(running.post() for _ in range(12)))
 
@@ -196,8 +228,9 @@ async def test_requests_are_counted_over_all_workers_and_neither_lost_nor_double
         assert 'raylane_gateway_requests_total{model="tiny",outcome="200"} 12.0' in page
 
 
-async def test_requests_that_a_worker_took_into_its_death_are_not_open_for_ever() -> None:
-    async with gateway(processes=1) as running:
+@EITHER
+async def test_requests_that_a_worker_took_into_its_death_are_not_open_for_ever(engine_port: int | None) -> None:
+    async with gateway(processes=1, engine_port=engine_port) as running:
         await announced(running)
         streams = [asyncio.create_task(running.post(events=10_000, each_s=0.05)) for _ in range(3)]
 
@@ -212,8 +245,9 @@ async def test_requests_that_a_worker_took_into_its_death_are_not_open_for_ever(
         assert (await running.traffic()).received == 3
 
 
-async def test_stop_lets_open_streams_finish_and_takes_no_new_connections() -> None:
-    async with gateway() as running:
+@EITHER
+async def test_stop_lets_open_streams_finish_and_takes_no_new_connections(engine_port: int | None) -> None:
+    async with gateway(engine_port=engine_port) as running:
         await announced(running)
         streams = [asyncio.create_task(running.post(events=20, each_s=0.1)) for _ in range(6)]
         await until(lambda: running.engine.running == 6)
@@ -229,8 +263,9 @@ async def test_stop_lets_open_streams_finish_and_takes_no_new_connections() -> N
         assert (await running.directory.snapshot()).gateways == {}
 
 
-async def test_stop_does_not_wait_longer_than_told() -> None:
-    async with gateway() as running:
+@EITHER
+async def test_stop_does_not_wait_longer_than_told(engine_port: int | None) -> None:
+    async with gateway(engine_port=engine_port) as running:
         await announced(running)
         endless = asyncio.create_task(running.post(events=100_000, each_s=0.05))
         await until(lambda: running.engine.running == 1)
@@ -242,14 +277,15 @@ async def test_stop_does_not_wait_longer_than_told() -> None:
             await endless
 
 
-async def test_a_client_that_keeps_its_connection_busy_does_not_hold_up_the_stop() -> None:
+@EITHER
+async def test_a_client_that_keeps_its_connection_busy_does_not_hold_up_the_stop(engine_port: int | None) -> None:
     """Its next request belongs to another gateway: a stopping worker closes the connection with the reply."""
-    async with gateway(processes=1) as running:
+    async with gateway(processes=1, engine_port=engine_port) as running:
         await announced(running)
         asking = True
 
         async def keep_asking(session: aiohttp.ClientSession) -> None:
-            body = {"model": "tiny", "stream": True, "fake": {"events": 2, "each_s": 0.1}}
+            body = {"model": "tiny", "prompt": "hello", "stream": True, **turn(2, each_s=0.1)}
             while asking:
                 async with session.post(running.url + "/v1/completions", json=body) as answer:
                     await answer.read()
@@ -289,8 +325,9 @@ async def test_an_address_that_is_not_this_hosts_is_named() -> None:
         await made.start()
 
 
-async def test_a_gateway_serves_on_by_its_last_table_while_the_directory_is_away() -> None:
-    async with gateway() as running:
+@EITHER
+async def test_a_gateway_serves_on_by_its_last_table_while_the_directory_is_away(engine_port: int | None) -> None:
+    async with gateway(engine_port=engine_port) as running:
         await announced(running)
 
         async def away(*_: object) -> None:
@@ -321,3 +358,126 @@ async def test_it_says_when_no_worker_is_left() -> None:
 )
 def test_how_many_processes(asked: Any, cores: int, processes: int) -> None:
     assert process_count(GatewayConfig(processes_per_host=asked), cores) == processes
+
+
+# From zero.
+
+
+async def asked_for(running: Running, model: str) -> tuple[float, asyncio.Task[int]]:
+    """Seconds from the first request for a resting model to the directory's word of it, and that request."""
+    known, _ = await running.directory.wait_for_wake(0, 0.0)
+    waking = asyncio.create_task(running.directory.wait_for_wake(known, 5.0))
+    await asyncio.sleep(0)
+
+    async def ask() -> int:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(running.url + "/v1/completions", json={"model": model}) as answer,
+        ):
+            return answer.status
+
+    began_s = time.monotonic()
+    request = asyncio.create_task(ask())
+    _, woken = await waking
+    assert woken == (model,)
+    return time.monotonic() - began_s, request
+
+
+async def resting(running: Running, *models: str) -> None:
+    await running.directory.set_models(models)
+
+    async def known() -> bool:
+        return await running.on_every_worker() == {json.dumps(list(models))}
+
+    await until(known)
+
+
+async def test_the_first_request_for_a_resting_model_wakes_it_at_once() -> None:
+    async with gateway(hold_timeout_s=0.5) as running:
+        await resting(running, "a", "b", "c")
+        woken = [await asked_for(running, model) for model in ("a", "b", "c")]
+        assert min(took_s for took_s, _ in woken) < 0.2
+        assert max(took_s for took_s, _ in woken) < 1.0  # a poll would bring it too, but later
+        assert await asyncio.gather(*(request for _, request in woken)) == [503] * 3
+
+
+async def test_requests_that_wait_are_told_of_also_when_the_wake_itself_is_lost() -> None:
+    async with gateway(hold_timeout_s=3.0) as running:
+        await resting(running, "a")
+
+        async def away(_: str) -> None:
+            raise ConnectionError("the directory restarts")
+
+        wake, running.directory.wake = running.directory.wake, away  # type: ignore[method-assign, assignment]
+        async with aiohttp.ClientSession() as session:
+            ask = asyncio.create_task(session.post(running.url + "/v1/completions", json={"model": "a"}))
+            await asyncio.sleep(0.1)
+            running.directory.wake = wake  # type: ignore[method-assign]
+            assert (await running.directory.wait_for_wake(0, 2.0))[1] == ("a",)
+            seen = (await running.directory.snapshot()).traffic()["a"]
+            assert (seen.held, seen.received) == (1, 1)
+            assert seen.oldest_held_age_s is not None
+            ask.cancel()
+
+
+async def page(running: Running) -> str:
+    async with aiohttp.ClientSession() as session, session.get(running.url + "/metrics") as answer:
+        return await answer.text()
+
+
+@EITHER
+async def test_a_cold_start_is_counted_once_however_many_workers_waited_for_it(engine_port: int | None) -> None:
+    async with gateway(hold_timeout_s=20.0, engine_port=engine_port) as running:
+        await resting(running, "tiny")
+        waiting = [asyncio.create_task(running.post()) for _ in range(16)]
+
+        async def all_held() -> bool:
+            return (await running.traffic()).held == 16
+
+        await until(all_held)
+        await running.directory.report(report(running.engine))
+        assert {status for status, _ in await asyncio.gather(*waiting)} == {200}
+
+        async def counted() -> bool:
+            return 'raylane_gateway_cold_starts_total{model="tiny"} 1.0' in await page(running)
+
+        await until(counted)
+        assert 'raylane_gateway_hold_seconds_count{model="tiny"} 16.0' in await page(running)
+        await until(lambda: told(running, completed=16, held=0, open=0))
+
+
+async def told(running: Running, **fields: int) -> bool:
+    seen = await running.traffic()
+    return {name: getattr(seen, name) for name in fields} == fields
+
+
+async def test_a_stop_does_not_wait_for_requests_that_wait() -> None:
+    async with gateway(processes=1, hold_timeout_s=60.0) as running:
+        await resting(running, "tiny")
+        waiting = [asyncio.create_task(running.post()) for _ in range(3)]
+        await until(lambda: told(running, held=3))
+        began_s = time.monotonic()
+        await running.gateway.stop(30.0)
+        assert time.monotonic() - began_s < 4.0
+        assert [status for status, _ in await asyncio.gather(*waiting)] == [503] * 3
+
+
+async def test_requests_that_a_worker_took_into_its_death_wait_no_longer() -> None:
+    async with gateway(processes=1, hold_timeout_s=60.0) as running:
+        await resting(running, "tiny")
+        waiting = [asyncio.create_task(running.post()) for _ in range(3)]
+        await until(lambda: told(running, held=3))
+        os.kill(running.workers()[0], signal.SIGKILL)
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await until(lambda: told(running, held=0, open=0, received=3, failed=3))
+
+
+async def test_traffic_is_never_older_than_a_second() -> None:
+    async with gateway(processes=1) as running:
+        await announced(running)
+        ages: list[float] = []
+        for _ in range(30):
+            ages += (await running.directory.snapshot()).gateway_age_s.values()
+            await asyncio.sleep(0.05)
+        assert len(ages) == 30
+        assert max(ages) < 0.9

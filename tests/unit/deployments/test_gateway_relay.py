@@ -1,12 +1,18 @@
-"""One gateway worker's app between real sockets: what clients and engines see of each other, and what they must not."""
+"""One gateway worker's app between real sockets: what clients and engines see of each other, and what they must not.
+
+Tests of what a well-behaved engine does run against the fake engine and against raylane's simulator server process
+(`EITHER`, `BOTH_KINDS`). The fake one alone serves those that need an engine to do what a real one does not do on
+request: answer with a given status, body or header, die at a given byte, be silent or late, close or hold back its
+connection, or send megabytes; and those in which no engine is asked at all.
+"""
 
 import asyncio
 import json
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +20,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 from fake_engine import FakeEngine, Manner, pattern, serving
+from simulated_engine import simulators, tapped, turn
 
 from raylane.deployments.gateway import relay as relay_module
+from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.relay import Relay
 from raylane.deployments.gateway.worker import build_app
@@ -23,6 +31,9 @@ from raylane.deployments.reports import Endpoint, ModelTraffic, Table
 
 KEY = "engine-key-that-no-client-may-see"
 CHAT = "/v1/chat/completions"
+HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+EITHER = pytest.mark.parametrize("one", ["stub", "simulator"], indirect=True)
+BOTH_KINDS = pytest.mark.parametrize("two", ["stub", "simulator"], indirect=True)
 
 
 @dataclass
@@ -45,7 +56,7 @@ class Front:
     async def post(self, path: str = CHAT, headers: dict[str, str] | None = None, **body: Any) -> "Reply":
         async with (
             aiohttp.ClientSession() as session,
-            session.post(self.url + path, json={"model": "tiny", **body}, headers=headers) as answer,
+            session.post(self.url + path, json={**HELLO, **body}, headers=headers) as answer,
         ):
             return Reply(answer.status, lowered(answer), await answer.read())
 
@@ -56,7 +67,7 @@ class Front:
     async def raw(self, body: dict[str, Any], version: str = "1.1", extra: str = "") -> "Wire":
         """A request written by hand, on a connection of its own."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        content = json.dumps({"model": "tiny", **body}).encode()
+        content = json.dumps({**HELLO, **body}).encode()
         head = f"POST {CHAT} HTTP/{version}\r\nhost: gateway\r\ncontent-length: {len(content)}\r\n{extra}\r\n"
         writer.write(head.encode("utf-8") + content)
         await writer.drain()
@@ -113,7 +124,7 @@ def unchunked(body: bytes) -> bytes:
 @asynccontextmanager
 async def front(*engines: FakeEngine) -> AsyncIterator[Front]:
     metrics = GatewayMetrics()
-    relay = Relay(metrics)
+    relay = Relay(metrics, HoldLimits(timeout_s=0.5))
     app = build_app(relay, metrics)
     made = Front(relay, 0, list(engines))
 
@@ -137,18 +148,35 @@ async def front(*engines: FakeEngine) -> AsyncIterator[Front]:
         await runner.cleanup()
 
 
+@pytest.fixture(scope="module")
+def simulator_ports() -> Iterator[tuple[int, ...]]:
+    """Two simulator processes, started for the first test that asks for them."""
+    with simulators(2, KEY) as ports:
+        yield ports
+
+
+@asynccontextmanager
+async def engines(count: int, request: pytest.FixtureRequest) -> AsyncIterator[list[FakeEngine]]:
+    """Engines of the kind that the test asks for. Simulators look like fake ones as far as these tests use them."""
+    simulated = getattr(request, "param", "stub") == "simulator"
+    ports = request.getfixturevalue("simulator_ports")[:count] if simulated else ()
+    async with AsyncExitStack() as stack:
+        made: list[Any] = [await stack.enter_async_context(tapped(port)) for port in ports]
+        yield made or [await stack.enter_async_context(serving(KEY)) for _ in range(count)]
+
+
 @pytest.fixture
-async def one() -> AsyncIterator[Front]:
+async def one(request: pytest.FixtureRequest) -> AsyncIterator[Front]:
     """A gateway with one engine."""
-    async with serving(KEY) as engine, front(engine) as made:
-        yield made
+    async with engines(1, request) as made, front(*made) as running:
+        yield running
 
 
 @pytest.fixture
-async def two() -> AsyncIterator[Front]:
+async def two(request: pytest.FixtureRequest) -> AsyncIterator[Front]:
     """A gateway with two engines."""
-    async with serving(KEY) as first, serving(KEY) as second, front(first, second) as made:
-        yield made
+    async with engines(2, request) as made, front(*made) as running:
+        yield running
 
 
 async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
@@ -161,24 +189,27 @@ async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
 # Straight through.
 
 
+@EITHER
 async def test_a_stream_arrives_byte_for_byte(one: Front) -> None:
-    reply = await one.post(stream=True, fake={"events": 50})
+    reply = await one.post(stream=True, **turn(50))
     assert reply.status == 200
     assert [reply.body] == one.engines[0].sent
     assert reply.headers["content-type"] == "text/event-stream; charset=utf-8"
 
 
+@EITHER
 async def test_events_arrive_when_they_are_made_and_not_together_at_the_end(one: Front) -> None:
-    wire = await one.raw({"stream": True, "fake": {"events": 5, "each_s": 0.2}})
+    wire = await one.raw({"stream": True, **turn(5, each_s=0.2)})
     await wire.head()
     began_s = time.monotonic()
-    await wire.reader.readuntil(b"0 ")
+    await wire.reader.readuntil(b"\n\n")
     assert time.monotonic() - began_s < 0.15
     await wire.reader.readuntil(b"[DONE]")
     assert time.monotonic() - began_s > 0.75
     wire.vanish()
 
 
+@EITHER
 async def test_the_engine_gets_the_request_byte_for_byte(one: Front) -> None:
     content = b'{ "model":"tiny",  "prompt":"\xc3\xa9\\u00e9", "unknown": [1e3] }\n'
     async with aiohttp.ClientSession() as session, session.post(f"{one.url}/v1/completions", data=content) as answer:
@@ -211,6 +242,7 @@ async def test_a_client_of_http_1_0_gets_the_body_until_the_connection_ends(one:
     assert body == pattern(200_000)
 
 
+@EITHER
 async def test_a_stream_to_a_client_of_http_1_0(one: Front) -> None:
     wire = await one.raw({"stream": True}, version="1.0")
     assert "transfer-encoding" not in await wire.head()
@@ -231,11 +263,12 @@ async def test_an_engines_error_is_passed_on_unchanged(one: Front, status: int) 
     assert {name: reply.headers[name] for name in headers} == headers
 
 
+@EITHER
 async def test_one_connection_serves_many_requests_of_a_client(one: Front) -> None:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as session:
         for number in range(20):
             stream = bool(number % 2)
-            async with session.post(one.url + CHAT, json={"model": "tiny", "stream": stream}) as answer:
+            async with session.post(one.url + CHAT, json={**HELLO, "stream": stream}) as answer:
                 assert answer.status == 200
                 await answer.read()
     assert len({id(transport) for transport in one.transports}) == 1
@@ -245,6 +278,7 @@ async def test_one_connection_serves_many_requests_of_a_client(one: Front) -> No
 # Whose word reaches whom.
 
 
+@EITHER
 async def test_the_engine_gets_its_own_key_and_nothing_of_the_clients_credentials(one: Front) -> None:
     private = {
         "Authorization": "Bearer users-key",
@@ -259,6 +293,7 @@ async def test_the_engine_gets_its_own_key_and_nothing_of_the_clients_credential
     assert "cookie" not in seen.headers
 
 
+@EITHER
 async def test_what_may_pass_is_passed(one: Front) -> None:
     wanted = {
         "x-request-id": "r-1",
@@ -271,13 +306,23 @@ async def test_what_may_pass_is_passed(one: Front) -> None:
     assert {name: seen.headers[name] for name in wanted} == wanted
 
 
+@EITHER
 async def test_a_request_id_that_is_not_latin_is_no_reason_to_fail(one: Front) -> None:
     wire = await one.raw({}, extra="x-request-id: 漢字\r\nconnection: close\r\n")
     assert (await wire.head()).startswith("http/1.1 200")
 
 
 @pytest.mark.parametrize(
-    "manner", [{}, {"status": 500}, {"die": "before_head"}, {"die": "after_events"}, {"die": "in_event"}]
+    ("one", "manner"),
+    [
+        ("simulator", {}),
+        ("stub", {}),
+        ("stub", {"status": 500}),
+        ("stub", {"die": "before_head"}),
+        ("stub", {"die": "after_events"}),
+        ("stub", {"die": "in_event"}),
+    ],
+    indirect=["one"],
 )
 async def test_the_engines_key_and_address_never_reach_the_client(one: Front, manner: dict[str, Any]) -> None:
     wire = await one.raw({"stream": True, "fake": manner}, extra="connection: close\r\n")
@@ -286,6 +331,7 @@ async def test_the_engines_key_and_address_never_reach_the_client(one: Front, ma
     assert str(one.engines[0].port) not in everything
 
 
+@EITHER
 async def test_the_address_of_an_engine_that_is_away_never_reaches_the_client(one: Front) -> None:
     await one.engines[0].stop()
     reply = await one.post()
@@ -378,6 +424,7 @@ async def test_an_engine_that_dies_before_the_first_byte_is_replaced_by_another(
     assert two.engines[0].seen  # it was asked, and failed
 
 
+@BOTH_KINDS
 async def test_an_engine_that_refuses_connections_is_replaced_by_another(two: Front) -> None:
     await two.engines[0].stop()
     assert [(await two.post()).status for _ in range(4)] == [200] * 4
@@ -399,8 +446,9 @@ async def test_when_every_engine_says_server_error_the_last_answer_is_passed_on(
     assert [len(engine.seen) for engine in two.engines] == [1, 1]
 
 
+@BOTH_KINDS
 async def test_a_clients_own_mistake_is_not_tried_elsewhere(two: Front) -> None:
-    assert (await two.post(fake={"status": 400, "body": "{}"})).status == 400
+    assert (await two.post(max_tokens=1_000_000, fake={"status": 400, "body": "{}"})).status == 400
     assert sum(len(engine.seen) for engine in two.engines) == 1
 
 
@@ -453,6 +501,7 @@ async def test_a_whole_reply_that_breaks_is_cut_off_so_that_nobody_takes_it_for_
         await one.post(fake={"die": "after_events", "events": 2, "size_bytes": 500_000, "chunked": chunked})
 
 
+@EITHER
 async def test_a_kept_connection_that_the_engine_has_closed_is_replaced(one: Front) -> None:
     for round_ in range(3):
         assert (await one.post()).status == 200
@@ -469,6 +518,7 @@ async def test_connections_that_the_engine_wants_closed_are_not_kept(one: Front)
     assert one.engines[0].connections == 3
 
 
+@BOTH_KINDS
 async def test_an_engine_that_left_the_table_loses_its_kept_connections(two: Front) -> None:
     for _ in range(4):
         await two.post()
@@ -479,8 +529,9 @@ async def test_an_engine_that_left_the_table_loses_its_kept_connections(two: Fro
     assert two.engines[0].connections_open == 1
 
 
+@EITHER
 async def test_a_stream_goes_on_when_its_replica_leaves_the_table_to_drain(one: Front) -> None:
-    wire = await one.raw({"stream": True, "fake": {"events": 20, "each_s": 0.02}}, extra="connection: close\r\n")
+    wire = await one.raw({"stream": True, **turn(20, each_s=0.02)}, extra="connection: close\r\n")
     await wire.head()
     one.relay.apply(Table("e", 2, True, ("tiny",), (), ("replica-0",)))
     assert unchunked(await wire.rest()).endswith(b"[DONE]\n\n")
@@ -490,15 +541,18 @@ async def test_a_stream_goes_on_when_its_replica_leaves_the_table_to_drain(one: 
 
 
 @pytest.mark.parametrize(
-    "manner",
+    ("one", "asked"),
     [
-        pytest.param({"events": 10_000, "each_s": 0.02}, id="in the stream"),
-        pytest.param({"first_s": 600.0}, id="before the head"),
-        pytest.param({"events": 1, "each_s": 600.0}, id="between two tokens"),
+        pytest.param("stub", turn(10_000, each_s=0.02), id="in the stream"),
+        pytest.param("simulator", turn(10_000, each_s=0.02), id="in the stream of a simulator"),
+        pytest.param("simulator", {"stream": False, "max_tokens": 8000}, id="before the head of a simulator"),
+        pytest.param("stub", {"fake": {"first_s": 600.0}}, id="before the head"),
+        pytest.param("stub", turn(1, each_s=600.0), id="between two tokens"),
     ],
+    indirect=["one"],
 )
-async def test_a_client_that_leaves_ends_the_engines_work(one: Front, manner: dict[str, Any]) -> None:
-    wire = await one.raw({"stream": True, "fake": manner})
+async def test_a_client_that_leaves_ends_the_engines_work(one: Front, asked: dict[str, Any]) -> None:
+    wire = await one.raw({"stream": True, **asked})
     await until(lambda: one.engines[0].running == 1)
     await asyncio.sleep(0.1)
     wire.vanish()
@@ -508,8 +562,9 @@ async def test_a_client_that_leaves_ends_the_engines_work(one: Front, manner: di
     assert one.engines[0].connections_open == 0
 
 
+@EITHER
 async def test_a_client_that_closes_politely_ends_the_engines_work_too(one: Front) -> None:
-    wire = await one.raw({"stream": True, "fake": {"events": 10_000, "each_s": 0.02}})
+    wire = await one.raw({"stream": True, **turn(10_000, each_s=0.02)})
     await wire.head()
     wire.writer.close()
     await until(lambda: one.engines[0].aborted == 1)
@@ -587,8 +642,9 @@ async def fill(transport: asyncio.Transport, size_bytes: int) -> None:
 # Spread.
 
 
+@BOTH_KINDS
 async def test_requests_that_stay_open_spread_over_the_replicas(two: Front) -> None:
-    waiting = [asyncio.create_task(two.post(stream=True, fake={"events": 5, "each_s": 0.1})) for _ in range(10)]
+    waiting = [asyncio.create_task(two.post(stream=True, **turn(5, each_s=0.2))) for _ in range(10)]
     await until(lambda: sum(engine.running for engine in two.engines) == 10)
     assert [engine.running for engine in two.engines] == [5, 5]
     assert two.relay.open_requests == 10
@@ -668,13 +724,13 @@ async def test_names_that_clients_make_up_do_not_fill_the_metrics_or_the_counter
     for number in range(20):
         await one.post(model=f"made-up-{number}")
     assert b"made-up" not in (await one.get("/metrics")).body
-    assert one.relay.traffic == {}
+    assert one.relay.traffic() == {}
 
 
 async def test_traffic_counts_what_the_autoscaler_reads(one: Front) -> None:
     running = asyncio.create_task(one.post(stream=True, fake={"events": 3, "each_s": 0.2}))
     await until(lambda: one.engines[0].running == 1)
-    assert one.relay.traffic["tiny"].frozen() == ModelTraffic(received=1, open=1)
+    await until(lambda: one.relay.traffic()["tiny"] == ModelTraffic(received=1, admitted=1, open=1))
     await running
     await one.post(fake={"status": 500, "body": "{}"})
-    assert one.relay.traffic["tiny"].frozen() == ModelTraffic(received=2, completed=1, failed=1, open=0)
+    assert one.relay.traffic()["tiny"] == ModelTraffic(received=2, admitted=2, completed=1, failed=1, open=0)

@@ -19,16 +19,19 @@ from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.choose import Choice, Refusal
 from raylane.cluster.errors import FailedError
 from raylane.cluster.gpu_readings import GpuReading
+from raylane.cluster.held_gpus import HeldGpu
 from raylane.cluster.leases import Lease, holders, runtime_folder, take_lease
 from raylane.cluster.processes import processes_with
+from raylane.deployments import progress as progress_module
 from raylane.deployments import replica as replica_module
 from raylane.deployments.config import ModelConfig
 from raylane.deployments.directory import Directory
+from raylane.deployments.engines import seated as seated_module
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.process import MARK, EngineFailed, Launch, log_tail
 from raylane.deployments.engines.vllm import VllmEngine
-from raylane.deployments.replica import Host, Replica
-from raylane.deployments.reports import Endpoint, ReplicaReport, ReplicaState, Table
+from raylane.deployments.replica import Replica
+from raylane.deployments.reports import Endpoint, MoveResult, MoveState, ReplicaReport, ReplicaState, Table
 
 SCRIPT = Path(__file__).parents[2] / "fixtures" / "engines" / "fake_engine.py"
 GPUS = ("GPU-0", "GPU-1")
@@ -41,12 +44,19 @@ class FakeKind:
     gauges = VllmEngine.gauges
 
     def __init__(self, **options: Any) -> None:
-        self._options = json.dumps(options)
+        self._options = options
+        self.fails_on: str | None = None  # engines on GPUs with this in their name do not start
         self.seat: Seat | None = None
+
+    def change(self, **options: Any) -> None:
+        """For engines that start from now on."""
+        self._options |= options
 
     def launch(self, seat: Seat) -> Launch:
         self.seat = seat
-        command = (sys.executable, "-I", "-S", str(SCRIPT), seat.host, str(seat.port), self._options)
+        fails = self.fails_on is not None and self.fails_on in " ".join(seat.gpu_uuids)
+        options = json.dumps(self._options | ({"fail_with": "no kernel image"} if fails else {}))
+        command = (sys.executable, "-I", "-S", str(SCRIPT), seat.host, str(seat.port), options)
         return Launch(command, {"VLLM_API_KEY": seat.api_key}, seat.log_path)
 
 
@@ -92,9 +102,11 @@ class Bench:
         self.folder = folder
         self.directory = Watched()
         self.read_gpus: Callable[[tuple[str, ...]], tuple[GpuReading, ...]] = lambda uuids: ()
-
-    def _read(self, uuids: tuple[str, ...]) -> tuple[GpuReading, ...]:
-        return self.read_gpus(uuids)
+        self.held: Callable[[tuple[str, ...]], tuple[HeldGpu, ...] | None] = lambda uuids: None
+        self.wanted_cpus: tuple[int, ...] | None = None
+        self.alarms: list[bool | None] = []
+        self.address = "127.0.0.1"
+        self.log_folder = folder / "logs"
 
     def lease(self) -> Lease:
         def choose(free: frozenset[str]) -> Choice | Refusal:
@@ -102,16 +114,29 @@ class Bench:
 
         return take_lease(self.id, GPUS, choose, "127.0.0.1", self.folder)
 
+    def lease_elsewhere(self, held: Lease, to: tuple[str, ...] | None) -> Lease:
+        def choose(free: frozenset[str]) -> Choice | Refusal:
+            wanted = to or tuple(sorted(free - set(held.choice.uuids)))[:1]
+            able = bool(wanted) and free.issuperset(wanted)
+            return Choice(wanted, "elsewhere", second_best=True) if able else Refusal(f"{wanted or 'nothing'} not free")
+
+        return take_lease(self.id, GPUS, choose, "127.0.0.1", self.folder, held)
+
+    def check_move(self, held: Lease, to: tuple[str, ...] | None) -> None:
+        self.lease_elsewhere(held, to).close()
+
+    def links(self, uuids: tuple[str, ...]) -> AllReduceSettings:
+        return AllReduceSettings((), custom_all_reduce=True, reason="test")
+
+    def cpus(self, uuids: tuple[str, ...]) -> tuple[int, ...] | None:
+        return self.wanted_cpus
+
+    def held_gpus(self, uuids: tuple[str, ...], replica_id: str) -> tuple[HeldGpu, ...] | None:
+        return self.held(uuids)
+
     def replica(self, kind: FakeKind, **model: Any) -> Replica:
         config = ModelConfig.from_data({"source": "org/m", **model}, "test")
-        host = Host(
-            "127.0.0.1",
-            self.folder / "logs",
-            self.lease,
-            links=lambda uuids: AllReduceSettings((), custom_all_reduce=True, reason="test"),
-            read_gpus=self._read,
-        )
-        return Replica(self.id, "tiny", config, kind, host, self.directory)
+        return Replica(self.id, "tiny", config, kind, self, self.directory, self.alarms.append)
 
     @asynccontextmanager
     async def started(self, kind: FakeKind | None = None, **model: Any) -> AsyncIterator[Replica]:
@@ -121,6 +146,14 @@ class Bench:
             yield replica
         finally:
             await asyncio.wait_for(replica.close(), 10)
+
+    async def report(self) -> ReplicaReport:
+        (report,) = (await self.directory.snapshot()).replicas
+        return report
+
+    def moved(self) -> tuple[str, MoveState] | None:
+        move = self.directory.reports[-1].move
+        return None if move is None else (move.order_id, move.state)
 
     async def endpoint(self) -> Endpoint:
         (endpoint,) = (await self.directory.table()).endpoints
@@ -138,8 +171,9 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setenv("RAYLANE_RUNTIME", str(tmp_path))
-    for name, seconds in (("REPORT_EVERY_S", 0.1), ("HEALTH_EVERY_S", 0.1), ("STOP_GRACE_S", 0.5)):
+    for name, seconds in (("REPORT_EVERY_S", 0.1), ("GPU_CHECK_EVERY_S", 0.1), ("STOP_GRACE_S", 0.5)):
         monkeypatch.setattr(replica_module, name, seconds)
+    monkeypatch.setattr(seated_module, "HEALTH_EVERY_S", 0.1)
     made = Bench(runtime_folder())
     yield made
     left = made.processes()
@@ -152,7 +186,8 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], None]:
     def set_to(name: str, seconds: float) -> None:
-        monkeypatch.setattr(replica_module, name, seconds)
+        module = replica_module if hasattr(replica_module, name) else seated_module
+        monkeypatch.setattr(module, name, seconds)
 
     return set_to
 
@@ -414,6 +449,19 @@ async def test_a_metrics_page_that_is_an_error_page_does_not_end_the_reports(ben
         await until(lambda: len(bench.directory.reports) > seen + 2, within_s=2.0)
 
 
+async def test_an_engine_that_does_not_get_on_with_what_waits_is_reported_sick(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "SICK_AFTER_S", 0.3)
+    page = "vllm:num_requests_waiting 2.0\nvllm:num_requests_running 1.0\nvllm:generation_tokens_total {}\n"
+    async with bench.started():
+        endpoint = await bench.endpoint()
+        await tell(endpoint, metrics_page=page.format(7.0))
+        await until(lambda: "2 requests wait" in (bench.directory.reports[-1].sick or ""))
+        await tell(endpoint, metrics_page=page.format(8.0))
+        await until(lambda: bench.directory.reports[-1].sick is None)
+
+
 async def test_it_comes_back_after_the_directory_was_away(bench: Bench) -> None:
     async with bench.started():
         bench.directory.away = True
@@ -620,3 +668,163 @@ async def test_two_replicas_of_a_host_share_nothing(bench: Bench, tmp_path: Path
         assert {one.seat.port, *one.seat.inner_ports}.isdisjoint({two.seat.port, *two.seat.inner_ports})
         assert one.seat.api_key != two.seat.api_key
         assert one.seat.log_path != two.seat.log_path
+
+
+# What the engine holds, and where it runs.
+
+
+async def test_an_engine_on_a_gpu_that_it_did_not_lease_is_reported_and_alarmed(bench: Bench) -> None:
+    bench.held = lambda uuids: (HeldGpu("GPU-1", "0000:41:00.0"),)
+    async with bench.started():
+        await until(lambda: bench.directory.reports[-1].gpu_problem is not None)
+        told = await bench.report()
+        assert told.held_gpus == (HeldGpu("GPU-1", "0000:41:00.0"),)
+        assert told.gpu_problem == (
+            "the engine is on GPU-1 (0000:41:00.0), which it did not lease; the engine is not on GPU-0, which it leased"
+        )
+        assert bench.alarms[0] is True
+        bench.held = lambda uuids: (HeldGpu("GPU-0", "0000:21:00.0"),)
+        await until(lambda: bench.directory.reports[-1].gpu_problem is None)
+        assert bench.alarms[-1] is False
+
+
+async def test_what_nvml_does_not_tell_is_no_problem(bench: Bench) -> None:
+    async with bench.started():
+        await until(lambda: len(bench.alarms) > 1)
+        assert (await bench.report()).gpu_problem is None
+        assert set(bench.alarms) == {None}
+
+
+async def test_a_check_that_fails_once_does_not_end_the_checks(bench: Bench) -> None:
+    def fail(uuids: tuple[str, ...]) -> tuple[HeldGpu, ...] | None:
+        raise RuntimeError("NVML: unknown error")
+
+    bench.held = fail
+    async with bench.started():
+        await asyncio.sleep(0.3)
+        assert bench.alarms == []
+        bench.held = lambda uuids: None
+        await until(lambda: bool(bench.alarms))
+
+
+async def test_the_engine_runs_on_the_cpus_of_its_gpus_and_says_so(bench: Bench) -> None:
+    one = min(os.sched_getaffinity(0))
+    bench.wanted_cpus = (one,)
+    async with bench.started():
+        ready = await bench.report()
+        assert ready.engine_cpus == str(one)
+        assert os.sched_getaffinity(ready.engine_pid or 0) == {one}
+
+
+# Move.
+
+
+async def test_a_move_lets_streams_finish_and_serves_from_the_other_gpu(bench: Bench) -> None:
+    async with bench.started() as replica:
+        before = await bench.endpoint()
+        streams = [asyncio.create_task(stream(before, 20, 0.05)) for _ in range(3)]
+        await until(lambda: bench.directory.reports[-1].load.running == 3)
+        said = await asyncio.wait_for(replica.move(), 10.0)
+        assert said == "moved from GPU-0 to GPU-1: elsewhere"
+        assert [text.endswith(b"[DONE]\n\n") for text in await asyncio.gather(*streams)] == [True] * 3
+        after = await bench.endpoint()
+        assert (after.replica_id, after.url != before.url) == (bench.id, True)
+        assert b"[DONE]" in await stream(after, 2, 0.0)
+        assert [holder.resource for holder in holders(bench.folder)] == ["GPU-1"]
+        assert len(holders(bench.folder, "ports")) == 1
+        told = await bench.report()
+        assert (told.gpu_uuids, told.placement, told.second_best) == (("GPU-1",), "elsewhere", True)
+        ready, draining, starting = ReplicaState.READY, ReplicaState.DRAINING, ReplicaState.STARTING
+        assert bench.directory.states == [starting, ready, draining, starting, ready]
+    bench.assert_nothing_left()
+
+
+async def test_a_moved_engine_is_watched_like_the_first(bench: Bench) -> None:
+    async with bench.started() as replica:
+        await replica.move(("GPU-1",))
+        os.kill((await bench.report()).engine_pid or 0, signal.SIGKILL)
+        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+        bench.assert_nothing_left()
+
+
+async def test_a_move_with_nothing_better_free_disturbs_nothing(bench: Bench) -> None:
+    async with bench.started() as replica:
+        before = await bench.endpoint()
+        other = bench.lease()
+        with pytest.raises(FailedError, match="not free"):
+            await replica.move()
+        other.close()
+        assert await bench.endpoint() == before
+        assert bench.directory.states == [ReplicaState.STARTING, ReplicaState.READY]
+
+
+async def test_a_gpu_that_is_taken_while_it_drains_lets_it_serve_on_where_it_was(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench.started() as replica:
+        monkeypatch.setattr(bench, "check_move", lambda held, to: None)
+        other = bench.lease()
+        with pytest.raises(FailedError, match="not free"):
+            await replica.move()
+        other.close()
+        assert (await bench.report()).gpu_uuids == ("GPU-0",)
+        assert b"[DONE]" in await stream(await bench.endpoint(), 2, 0.0)
+
+
+async def test_an_engine_that_does_not_start_elsewhere_serves_on_where_it_was(bench: Bench) -> None:
+    engine = FakeKind()
+    engine.fails_on = "GPU-1"
+    async with bench.started(engine) as replica:
+        with pytest.raises(EngineFailed, match="no kernel image"):
+            await asyncio.wait_for(replica.move(), 10.0)
+        assert (await bench.report()).gpu_uuids == ("GPU-0",)
+        assert replica.cause is None
+        assert [holder.resource for holder in holders(bench.folder)] == ["GPU-0"]
+        assert b"[DONE]" in await stream(await bench.endpoint(), 2, 0.0)
+
+
+async def test_an_engine_that_starts_neither_there_nor_where_it_was_is_given_up(bench: Bench) -> None:
+    engine = FakeKind()
+    async with bench.started(engine) as replica:
+        engine.fails_on = "GPU"
+        with pytest.raises(EngineFailed):
+            await asyncio.wait_for(replica.move(), 10.0)
+        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+        assert "could not go back" in (replica.cause or "")
+        bench.assert_nothing_left()
+
+
+async def test_a_drain_in_the_middle_of_a_move_ends_both_and_lets_streams_finish(bench: Bench) -> None:
+    async with bench.started() as replica:
+        running = asyncio.create_task(stream(await bench.endpoint(), 20, 0.05))
+        await until(lambda: bench.directory.reports[-1].load.running == 1)
+        await bench.directory.order_move(bench.id)
+        await until(lambda: bench.directory.states[-1] is ReplicaState.DRAINING)
+        await asyncio.wait_for(replica.drain(), 8.0)
+        assert (await running).endswith(b"[DONE]\n\n")
+        bench.assert_nothing_left()
+
+
+async def test_a_drain_while_the_moved_engine_starts_leaves_nothing(bench: Bench) -> None:
+    engine = FakeKind()
+    async with bench.started(engine) as replica:
+        engine.change(well_after_s=600)
+        await bench.directory.order_move(bench.id)
+        await until(lambda: bench.directory.reports[-1].gpu_uuids == ("GPU-1",) and len(bench.processes()) == 1)
+        await asyncio.wait_for(replica.drain(), 5.0)
+        bench.assert_nothing_left()
+
+
+async def test_an_order_is_carried_out_once_and_its_outcome_reported(bench: Bench) -> None:
+    async with bench.started():
+        order = await bench.directory.order_move(bench.id)
+        assert order is not None
+        await until(lambda: bench.moved() == (order, MoveState.DONE))
+        assert (await bench.report()).gpu_uuids == ("GPU-1",)
+        await asyncio.sleep(0.5)
+        assert bench.directory.states.count(ReplicaState.DRAINING) == 1
+        again = await bench.directory.order_move(bench.id, ("GPU-1", "GPU-7"))
+        assert again is not None
+        await until(lambda: bench.moved() == (again, MoveState.REFUSED))
+        assert "GPU-7" in ((await bench.report()).move or MoveResult("", MoveState.DONE)).message
+        assert bench.directory.states[-1] is ReplicaState.READY

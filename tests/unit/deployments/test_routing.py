@@ -46,6 +46,20 @@ def test_pick(
         assert pick("m", ("m", "other"), endpoints, open_requests, tried, turn) == expected
 
 
+@pytest.mark.parametrize(
+    ("avoid", "tried", "expected"),
+    [
+        pytest.param({"a"}, NOBODY, Pick(B, 7), id="others are preferred however busy"),
+        pytest.param({"a", "b"}, NOBODY, Pick(A, 0), id="all to be avoided: as if none were"),
+        pytest.param({"a"}, frozenset({"b"}), Pick(A, 0), id="the only one left"),
+        pytest.param({"x", "gone"}, NOBODY, Pick(A, 0), id="another model's and unknown ones do not matter"),
+    ],
+)
+def test_replicas_to_avoid(avoid: set[str], tried: frozenset[str], expected: Pick) -> None:
+    for turn in range(4):
+        assert pick("m", ("m",), (A, B, OTHER), {"b": 7}, tried, turn, avoid) == expected
+
+
 def test_a_model_nobody_deployed_is_unknown_even_if_an_endpoint_claims_it() -> None:
     assert pick("ghost", ("m",), (endpoint("g", model="ghost"),), {}, NOBODY, 0) is NoPick.UNKNOWN_MODEL
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from raylane.cluster.errors import FailedError, UsageError
+from raylane.cluster.node import NodeState, write_state
+from raylane.deployments import rollout
 from raylane.deployments.applications import GATEWAY
 from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.rollout import Node, check_fits, display_name, port_problem, tidy
+from raylane.deployments.rollout import Node, check_fits, display_name, own_cluster, port_problem, tidy
 from raylane.deployments.serve_api import AppStatus, ServeApi, ServeState, dashboard_url
 
 NODES = (Node("n1", "10.0.0.1", 4.0), Node("n2", "10.0.0.2", 8.0))
@@ -215,3 +217,23 @@ def test_the_dashboards_address_may_lack_its_scheme(monkeypatch: pytest.MonkeyPa
     context.dashboard_url = None
     with pytest.raises(FailedError, match="no dashboard"):
         dashboard_url(context)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "alive", "environment", "expected"),
+    [
+        pytest.param(True, True, "", "10.0.0.1:6379", id="the Ray that this host runs"),
+        pytest.param(True, False, "", "auto", id="a Ray of this host that is gone"),
+        pytest.param(False, False, "", "auto", id="none was started here"),
+        pytest.param(True, True, "10.0.0.9:6379", "auto", id="RAY_ADDRESS, which Ray reads for auto"),
+    ],
+)
+def test_which_cluster_is_meant_when_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool, alive: bool, environment: str, expected: str
+) -> None:
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(tmp_path))
+    monkeypatch.setenv("RAY_ADDRESS", environment)
+    monkeypatch.setattr(rollout, "works", lambda state: alive)
+    if recorded:
+        write_state(NodeState("mark", head=False, head_address="10.0.0.1:6379", own_address="10.0.0.2"), tmp_path)
+    assert own_cluster() == expected

@@ -21,7 +21,7 @@ from raylane.deployments.engines.build import build_engine
 from raylane.deployments.engines.client import EngineClient
 from raylane.deployments.engines.process import EngineProcess
 from raylane.deployments.engines.simulator import SimulatorEngine, simulated
-from raylane.deployments.host import gpu_host
+from raylane.deployments.host import GpuHost
 from raylane.deployments.simulator.options import read_options
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -163,7 +163,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_leases_take_recorded_gpus_each_once(recorded: Path) -> None:
-    hosts = [gpu_host(f"m {i}", "127.0.0.1", 2) for i in range(3)]
+    hosts = [GpuHost(f"m {i}", "127.0.0.1", 2) for i in range(3)]
     first, second = hosts[0].lease(), hosts[1].lease()
     try:
         held = [*first.choice.uuids, *second.choice.uuids]
@@ -179,9 +179,9 @@ def test_leases_take_recorded_gpus_each_once(recorded: Path) -> None:
 
 
 def test_the_host_of_the_recording_can_be_named(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = gpu_host("m 1", "127.0.0.1", 1).lease()
+    first = GpuHost("m 1", "127.0.0.1", 1).lease()
     monkeypatch.setenv("RAYLANE_HOST_NAME", "l40s-3")
-    third = gpu_host("m 3", "127.0.0.1", 1).lease()
+    third = GpuHost("m 3", "127.0.0.1", 1).lease()
     first.close()
     third.close()
     text = recorded.read_text()
@@ -201,7 +201,7 @@ def test_a_wrong_recording_is_said(
 ) -> None:
     monkeypatch.setenv(variable, value)
     with pytest.raises(FailedError) as caught:
-        gpu_host("m 1", "127.0.0.1", 1).lease()
+        GpuHost("m 1", "127.0.0.1", 1).lease()
     assert part in str(caught.value)
 
 

@@ -1,0 +1,162 @@
+"""How much work arrives, and how much will have arrived when a new replica is ready. Pure.
+
+A rate measured over a short window is believed only as far as chance does not explain it: its lower confidence bound,
+rate - k x sqrt(rate x dispersion / window), with the dispersion (variance over mean of the counts, 1 for Poisson
+arrivals) measured on the same traffic. So one quiet or busy half minute moves nothing, and a real jump is seen within
+seconds.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from math import sqrt
+from typing import NamedTuple
+
+from raylane.autoscaling.observation import ModelSeen
+
+WINDOWS_S = (10.0, 15.0, 30.0, 60.0, 120.0, 300.0)
+TREND_S = 150.0
+KEEP_S = 900.0
+MIX_S = 900.0  # the mix of lengths is taken over this long
+FEWEST_FINISHED = 20  # before that the prior counts as so many requests
+PRIOR = (512.0, 192.0)
+MOST_DISPERSION = 30.0
+
+
+class Sample(NamedTuple):
+    """Totals at one moment."""
+
+    at_s: float
+    arrivals: float
+    finished: float
+    prompt_tokens: float
+    output_tokens: float
+    missed: float | None = None
+
+
+class Mix(NamedTuple):
+    """Mean tokens of a request."""
+
+    prompt: float
+    output: float
+
+
+class Demand(NamedTuple):
+    """Requests a second now and at the horizon, how bursty they are, and what they are like."""
+
+    now_rps: float
+    ahead_rps: float
+    dispersion: float
+    mix: Mix
+
+
+History = tuple[Sample, ...]
+
+
+def remember(history: History, seen: ModelSeen, at_s: float) -> History:
+    """The history with this observation. One without arrivals adds nothing, and of the other totals the last one known
+    holds on; one that goes backwards in time or count begins anew."""
+    sample = _sample(history, seen, at_s)
+    if sample is None:
+        return history
+    if history and (
+        at_s < history[-1].at_s or any(new < old for new, old in zip(sample[:5], history[-1][:5], strict=True))
+    ):
+        return (sample,)
+    if history and at_s == history[-1].at_s:
+        return (*history[:-1], sample)
+    first = 0
+    while first < len(history) - 1 and history[first + 1].at_s <= at_s - KEEP_S:
+        first += 1
+    return (*history[first:], sample)
+
+
+def _sample(history: History, seen: ModelSeen, at_s: float) -> Sample | None:
+    """None while a total is unknown that never was known: it would look like a jump once it is."""
+    last = history[-1] if history else None
+    finished, prompt, output = seen.finished_total, seen.prompt_tokens_total, seen.output_tokens_total
+    if last is not None:
+        finished = last.finished if finished is None else finished
+        prompt = last.prompt_tokens if prompt is None else prompt
+        output = last.output_tokens if output is None else output
+    if seen.arrivals_total is None or finished is None or prompt is None or output is None:
+        return None
+    missed = last.missed if last is not None and seen.missed_total is None else seen.missed_total
+    return Sample(at_s, seen.arrivals_total, finished, prompt, output, missed)
+
+
+def rate_over(history: Sequence[Sample], window_s: float) -> float | None:
+    """Requests a second in the last `window_s`, or since the history began; None before there are two samples."""
+    if not history:
+        return None
+    rate, span_s = _rate(history, history[-1], window_s)
+    return rate if span_s else None
+
+
+def estimate(history: Sequence[Sample], horizon_s: float, confidence: float) -> Demand:
+    """Demand now and `horizon_s` from now. `confidence` is k: how many standard deviations chance is granted."""
+    last = history[-1]
+    spread = dispersion(history)
+    now_rps = 0.0
+    for window_s in WINDOWS_S:
+        rate, span_s = _rate(history, last, window_s)
+        if not span_s:
+            continue
+        slack = 0.0 if window_s == WINDOWS_S[-1] else confidence * sqrt(rate * spread / span_s)
+        now_rps = max(now_rps, rate - slack)
+    return Demand(now_rps, now_rps + _growth(history, last, spread, confidence, horizon_s), spread, mix(history))
+
+
+def dispersion(history: Sequence[Sample]) -> float:
+    """Variance over mean of the arrivals between samples, at least 1.
+
+    From the differences of neighbours (von Neumann), so that a rise of the rate itself does not count as burstiness.
+    """
+    if len(history) < 8:
+        return 1.0
+    counts = [new.arrivals - old.arrivals for old, new in pairwise(history)]
+    mean = sum(counts) / len(counts)
+    if mean <= 0.0:
+        return 1.0
+    variance = sum((new - old) ** 2 for old, new in pairwise(counts)) / (2 * (len(counts) - 1))
+    return min(MOST_DISPERSION, max(1.0, variance / mean))
+
+
+def mix(history: Sequence[Sample]) -> Mix:
+    """Mean prompt and output tokens of what finished lately, with a prior while that is little."""
+    first, last = history[0], history[-1]
+    finished = max(0.0, last.finished - first.finished)
+    prior = max(0.0, FEWEST_FINISHED - finished)
+    total = finished + prior
+    prompt = (last.prompt_tokens - first.prompt_tokens + prior * PRIOR[0]) / total
+    output = (last.output_tokens - first.output_tokens + prior * PRIOR[1]) / total
+    return Mix(max(1.0, prompt), max(1.0, output))
+
+
+def _growth(history: Sequence[Sample], last: Sample, spread: float, confidence: float, horizon_s: float) -> float:
+    """What the rate gains until the horizon if it goes on rising as it surely does.
+
+    The rise between two windows, as far as chance does not explain it; and no more than the rise within the newer one
+    can be, so that a rise that is over is not prolonged.
+    """
+    recent, recent_s = _rate(history, last, TREND_S)
+    before, before_s = _rate(history, _at(history, last.at_s - TREND_S), TREND_S)
+    if recent_s < 0.9 * TREND_S or before_s < 0.9 * TREND_S:
+        return 0.0
+    late, _ = _rate(history, last, TREND_S / 2)
+    early, _ = _rate(history, _at(history, last.at_s - TREND_S / 2), TREND_S / 2)
+    sure = recent - before - confidence * sqrt((recent + before) * spread / TREND_S)
+    possible = 2.0 * (late - early + confidence * sqrt((late + early) * spread / (TREND_S / 2)))
+    return max(0.0, min(sure, possible)) * (horizon_s + TREND_S / 2) / TREND_S
+
+
+def _rate(history: Sequence[Sample], until: Sample, window_s: float) -> tuple[float, float]:
+    """(requests a second in the window that ends at `until`, its true length in seconds)."""
+    since = _at(history, until.at_s - window_s)
+    span_s = until.at_s - since.at_s
+    return ((until.arrivals - since.arrivals) / span_s, span_s) if span_s > 0 else (0.0, 0.0)
+
+
+def _at(history: Sequence[Sample], at_s: float) -> Sample:
+    """The last sample at or before that time, else the first."""
+    return history[max(0, bisect_right(history, at_s, key=lambda sample: sample.at_s) - 1)]

@@ -1,0 +1,51 @@
+"""The GPUs of the simulated hosts: who holds which. Replicas are placed as live ones are, by cluster/choose.py."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from raylane.cluster.choose import Choice, choose
+from raylane.cluster.hosts import Host
+
+
+@dataclass(frozen=True)
+class Place:
+    """GPUs of one replica. `second_best`: not the best links, because a whole domain was not free."""
+
+    host: str
+    gpus: tuple[str, ...]
+    second_best: bool
+
+
+class Fleet:
+    """Free and held GPUs of some hosts."""
+
+    def __init__(self, hosts: Iterable[Host]) -> None:
+        self.hosts = {host.name: host for host in hosts}
+        self.free = {host.name: frozenset(gpu.uuid for gpu in host.gpus) for host in self.hosts.values()}
+        self.size = sum(len(free) for free in self.free.values())
+
+    def take(self, gpus: int) -> Place | None:
+        """The best free GPUs for one replica: a whole domain before a second-best set; None if no host has enough."""
+        found: Place | None = None
+        for name, free in self.free.items():
+            choice = _choose(free, self.hosts[name], gpus) if len(free) >= gpus else None
+            if isinstance(choice, Choice) and (found is None or (found.second_best and not choice.second_best)):
+                found = Place(name, choice.uuids, choice.second_best)
+        if found is not None:
+            self.free[found.host] -= set(found.gpus)
+        return found
+
+    def take_these(self, host: str, gpus: tuple[str, ...]) -> Place | None:
+        """Exactly these GPUs, or None when one of them is held."""
+        if not self.free[host].issuperset(gpus):
+            return None
+        self.free[host] -= set(gpus)
+        return Place(host, gpus, second_best=False)
+
+    def give_back(self, place: Place) -> None:
+        """These GPUs are free again."""
+        self.free[place.host] |= set(place.gpus)
+
+
+_choose = lru_cache(maxsize=65536)(choose)

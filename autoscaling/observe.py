@@ -1,0 +1,209 @@
+"""From what the directory and Serve know to what a policy sees. Pure.
+
+The directory's counters belong to gateways and replicas that come and go; `Totals`, carried from one observation to the
+next, adds up their growth. Whatever is missing, stale or no number becomes None.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, TypeVar
+
+from raylane.autoscaling.observation import ModelSeen, Observation, Phase, ReplicaSeen
+from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.reports import (
+    GATEWAY_STALE_S,
+    ModelTraffic,
+    MoveState,
+    ReplicaReport,
+    ReplicaState,
+    Snapshot,
+    traffic_growth,
+)
+
+T = TypeVar("T")
+
+REPORT_STALE_S = 10.0
+KEPT = 500  # gateways and replicas whose last counters are remembered, so that a directory that restarts is bridged
+
+
+class Sums(NamedTuple):
+    """What happened to one model since the autoscaler began to watch."""
+
+    arrivals: float = 0.0
+    finished: float = 0.0
+    rejected: float = 0.0
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
+
+
+class Tokens(NamedTuple):
+    """One replica's counters when it was last heard of."""
+
+    prompt: float | None
+    output: float | None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums by model, and the counters they have been taken from. What is heard of for the first time adds nothing."""
+
+    sums: Mapping[str, Sums] = field(default_factory=dict)
+    gateways: Mapping[str, dict[str, ModelTraffic]] = field(default_factory=dict)
+    replicas: Mapping[str, Tokens] = field(default_factory=dict)
+
+    def after(self, snapshot: Snapshot) -> "Totals":
+        """With what has been counted since."""
+        growth = traffic_growth(replace(snapshot, gateways=dict(self.gateways)), snapshot)
+        now = {report.replica_id: _tokens(report) for report in snapshot.replicas if _fresh(report, snapshot)}
+        sums = dict(self.sums)
+        for model, grown in growth.items():
+            old = sums.get(model, Sums())
+            sums[model] = old._replace(
+                arrivals=old.arrivals + (number(grown.received) or 0.0),
+                finished=old.finished + (number(grown.completed) or 0.0),
+                rejected=old.rejected + (number(grown.rejected) or 0.0),
+            )
+        for report in snapshot.replicas:
+            if report.replica_id in now and report.replica_id in self.replicas:
+                before, after = self.replicas[report.replica_id], now[report.replica_id]
+                old = sums.get(report.model, Sums())
+                sums[report.model] = old._replace(
+                    prompt_tokens=old.prompt_tokens + _grown(before.prompt, after.prompt),
+                    output_tokens=old.output_tokens + _grown(before.output, after.output),
+                )
+        known = {replica: _known(self.replicas.get(replica), tokens) for replica, tokens in now.items()}
+        return Totals(sums, _newest(self.gateways, snapshot.gateways), _newest(self.replicas, known))
+
+
+def observe(
+    snapshot: Snapshot,
+    targets: Mapping[str, int],
+    config: DeploymentConfig,
+    gpus: int,
+    at_s: float,
+    totals: Totals,
+    woken: Iterable[str] = (),
+) -> tuple[Observation, Totals]:
+    """What a policy sees of the deployed models that Serve has a target for; and the totals to carry along.
+
+    `gpus` are those of the fleet. `woken` are models whose gateways have just begun to hold requests, which the
+    snapshot may not say yet.
+    """
+    totals = totals.after(snapshot)
+    counted = any(age_s <= GATEWAY_STALE_S for age_s in snapshot.gateway_age_s.values())
+    traffic = snapshot.traffic()
+    reports: dict[str, list[ReplicaReport]] = {}
+    for report in snapshot.replicas:
+        reports.setdefault(report.model, []).append(report)
+    models = []
+    for name in config.models:
+        if name in targets:
+            replicas = replicas_seen(name, targets[name], reports.get(name, []), snapshot)
+            now = traffic.get(name, ModelTraffic())
+            held = _held(now, replicas, name in woken)
+            models.append(_model(name, targets[name], replicas, now, held, totals.sums.get(name, Sums()), counted))
+    return Observation(at_s, tuple(models), gpus), totals
+
+
+def _model(
+    name: str,
+    target: int,
+    replicas: tuple[ReplicaSeen, ...],
+    traffic: ModelTraffic,
+    held: int,
+    sums: Sums,
+    counted: bool,
+) -> ModelSeen:
+    ages = [number(traffic.oldest_held_age_s), *map(number, traffic.first_byte_wait_s.values())]
+    return ModelSeen(
+        name=name,
+        target=target,
+        replicas=replicas,
+        arrivals_total=sums.arrivals if counted else None,
+        finished_total=sums.finished,
+        rejected_total=sums.rejected,
+        prompt_tokens_total=sums.prompt_tokens,
+        output_tokens_total=sums.output_tokens,
+        held=held,
+        queue_age_s=max((age for age in ages if age is not None), default=None),
+    )
+
+
+def _held(traffic: ModelTraffic, replicas: Iterable[ReplicaSeen], woken: bool) -> int:
+    ready = any(replica.phase is Phase.READY for replica in replicas)
+    return max(int(number(traffic.held) or 0), 1 if woken and not ready else 0)
+
+
+def replicas_seen(
+    model: str, target: int, reports: Iterable[ReplicaReport], snapshot: Snapshot
+) -> tuple[ReplicaSeen, ...]:
+    """The replicas that report, and as STARTING those that Serve was asked for and that do not report yet."""
+    seen = [_replica(report, _fresh(report, snapshot)) for report in reports]
+    coming = target - sum(replica.phase is not Phase.DRAINING for replica in seen)
+    return (*seen, *(ReplicaSeen(f"{model}-asked-{index}", Phase.STARTING) for index in range(coming)))
+
+
+def _replica(report: ReplicaReport, fresh: bool) -> ReplicaSeen:
+    phase = _phase(report)
+    where = ReplicaSeen(report.replica_id, phase, gpus=report.gpu_uuids, host=report.node_ip)
+    if not fresh:
+        return where
+    waiting, running = number(report.load.waiting), number(report.load.running)
+    return where._replace(
+        waiting=None if waiting is None else int(waiting),
+        running=None if running is None else int(running),
+        kv_use=number(report.load.kv_use),
+        gpu_utilization=gpu_utilization(report),
+        sick=report.sick is not None,
+    )
+
+
+def _phase(report: ReplicaReport) -> Phase:
+    """A replica that drains because it moves comes back: it counts as starting."""
+    if report.state is ReplicaState.READY:
+        return Phase.READY
+    moves = report.move is not None and report.move.state is MoveState.RUNNING
+    return Phase.DRAINING if report.state is ReplicaState.DRAINING and not moves else Phase.STARTING
+
+
+def gpu_utilization(report: ReplicaReport) -> float | None:
+    """Mean over the replica's GPUs, 0 to 1; None when none of them says."""
+    known = [value for value in (number(gpu.gpu_util_percent) for gpu in report.gpus) if value is not None]
+    return sum(known) / len(known) / 100.0 if known else None
+
+
+def number(value: float | None) -> float | None:
+    """The value if it is a number a counter or gauge can have (finite, not negative), else None."""
+    good = isinstance(value, int | float) and math.isfinite(value) and value >= 0.0
+    return float(value) if good and value is not None else None
+
+
+def _fresh(report: ReplicaReport, snapshot: Snapshot) -> bool:
+    return snapshot.report_age_s.get(report.replica_id, math.inf) <= REPORT_STALE_S
+
+
+def _tokens(report: ReplicaReport) -> Tokens:
+    return Tokens(number(report.load.prompt_tokens_total), number(report.load.output_tokens_total))
+
+
+def _known(before: Tokens | None, now: Tokens) -> Tokens:
+    """A reading that is missing now keeps the last one, so that nothing counted in between is lost."""
+    if before is None:
+        return now
+    return Tokens(
+        before.prompt if now.prompt is None else now.prompt, before.output if now.output is None else now.output
+    )
+
+
+def _grown(before: float | None, now: float | None) -> float:
+    """An engine that was started again counts from 0."""
+    if before is None or now is None:
+        return 0.0
+    return now - before if now >= before else now
+
+
+def _newest(old: Mapping[str, T], new: Mapping[str, T]) -> dict[str, T]:
+    """Both, the new ones last, at most KEPT of them."""
+    both = {key: value for key, value in old.items() if key not in new} | dict(new)
+    return dict(list(both.items())[-KEPT:])

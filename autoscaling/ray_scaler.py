@@ -1,0 +1,198 @@
+"""The autoscaler as a detached Ray actor on the head, and what it asks of Ray, Serve and the directory.
+
+Ray restarts it when it dies; it finds what is deployed through deployments/deployed.py. Run on Ray 2.60.0.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+from ray.util.metrics import Counter, Gauge
+
+from raylane.autoscaling.decider import Fleet
+from raylane.autoscaling.decision import Move
+from raylane.autoscaling.scaler import Scaler
+from raylane.autoscaling.scaler_status import Change, ScalerStatus
+from raylane.cluster.errors import FailedError
+from raylane.cluster.leases import runtime_folder
+from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.deployed import NAMESPACE as KV_NAMESPACE
+from raylane.deployments.deployed import recall
+from raylane.deployments.ray_directory import NAMESPACE, RayDirectory, directory_actor
+from raylane.deployments.reports import Snapshot
+from raylane.deployments.serve_api import ServeApi
+
+log = logging.getLogger("raylane.autoscaler")
+
+NAME = "autoscaler-1"  # a detached actor keeps the code it was started with: count up when its interface changes
+KEPT = b"autoscaler"
+ON_HEAD = {"node:__internal_head__": 0.001}  # the dashboard listens on the head's loopback address
+LOG_NAME = "scaling.jsonl"
+STARTS_WITHIN_S = 120.0
+
+
+class RayCluster:
+    """The cluster this process is connected to. Blocking calls run in threads."""
+
+    def __init__(self) -> None:
+        self._directory = RayDirectory()
+
+    async def config(self) -> DeploymentConfig | None:
+        return await asyncio.to_thread(recall)
+
+    async def snapshot(self) -> Snapshot:
+        return await self._directory.snapshot()
+
+    async def targets(self) -> Mapping[str, int]:
+        return await asyncio.to_thread(lambda: ServeApi(dashboard_address()).state().model_targets())
+
+    async def fleet(self) -> Fleet:
+        return await asyncio.to_thread(read_fleet)
+
+    async def scale(self, model: str, replicas: int) -> None:
+        await asyncio.to_thread(lambda: ServeApi(dashboard_address()).scale(model, replicas))
+
+    async def move(self, move: Move) -> None:
+        await directory_actor().order_move.remote(move.replica_id, move.to_gpus)
+
+    async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]:
+        return await self._directory.wait_for_wake(known, wait_s)
+
+    async def keep(self, text: str) -> None:
+        await asyncio.to_thread(_internal_kv_put, KEPT, text.encode(), namespace=KV_NAMESPACE)
+
+    async def kept(self) -> str | None:
+        found = await asyncio.to_thread(_internal_kv_get, KEPT, namespace=KV_NAMESPACE)
+        return None if found is None else found.decode()
+
+
+def dashboard_address() -> str:
+    """Where Serve's REST interface is: $RAY_API_SERVER_ADDRESS, or what the dashboard itself told Ray."""
+    address = os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not address:
+        found = _internal_kv_get("dashboard", namespace="dashboard")
+        if not found:
+            raise FailedError("the Ray cluster has no dashboard; the autoscaler scales through it")
+        address = found.decode()
+    return address if address.startswith("http") else f"http://{address}"
+
+
+def read_fleet() -> Fleet:
+    """GPUs of the nodes that are alive, and their card if all have the same."""
+    alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    gpus = sum(int(node["Resources"].get("GPU", 0)) for node in alive)
+    cards = {card_of(node) for node in alive if node["Resources"].get("GPU")}
+    return Fleet(gpus, cards.pop() if len(cards) == 1 else None)
+
+
+def card_of(node: Mapping[str, Any]) -> str | None:
+    """The node's GPU model, by raylane's label or Ray's own resource."""
+    label = (node.get("Labels") or {}).get("raylane/gpu")
+    if label and label != "mixed":
+        return str(label).removeprefix("NVIDIA-")
+    kinds = [name for name in node["Resources"] if name.startswith("accelerator_type:")]
+    return kinds[0].removeprefix("accelerator_type:") if len(kinds) == 1 else None
+
+
+def log_writer(path: Path) -> Callable[[Mapping[str, Any]], None]:
+    """Appends JSON lines; a full disk must not stop the autoscaler."""
+
+    def write(entry: Mapping[str, Any]) -> None:
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            log.error("%s: cannot be written: %s", path, error)
+
+    return write
+
+
+def metrics() -> Callable[[ScalerStatus, Iterable[Change]], None]:
+    """Sets gauges and counters on the metrics page of the head's Ray."""
+    wanted = Gauge("raylane_scaler_wanted_replicas", "Replicas that the autoscaler wants", tag_keys=("model",))
+    changes = Counter("raylane_scaler_changes", "Changes of replica counts", tag_keys=("model", "reason", "applied"))
+    blind = Gauge("raylane_scaler_blind", "1 while the autoscaler cannot decide, else 0")
+    idle = Gauge("raylane_scaler_idle_replicas", "Replicas that hold GPUs and do nothing, or that nobody checks")
+    saved = Gauge("raylane_scaler_shadow_saved_gpu_hours", "GPU-hours that the shadow's counts would have saved")
+
+    def measure(status: ScalerStatus, made: Iterable[Change]) -> None:
+        blind.set(float(status.problem is not None))
+        idle.set(float(len(status.idle)))
+        if status.saved_gpu_hours is not None:
+            saved.set(status.saved_gpu_hours)
+        for model in status.models:
+            wanted.set(float(model.wanted), tags={"model": model.name})
+        for change in made:
+            if change.before != change.after:
+                tags = {"model": change.model, "reason": change.reason, "applied": str(change.applied).lower()}
+                changes.inc(tags=tags)
+
+    return measure
+
+
+class ScalerActor:
+    """The loop runs on a thread of its own; when it ends, so does the process, and Ray starts another."""
+
+    def __init__(self) -> None:
+        self._scaler = Scaler(RayCluster(), log_writer(runtime_folder() / LOG_NAME), metrics())
+        threading.Thread(target=self._run, name="autoscaler", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._scaler.run())
+        except Exception:  # the thread's edge
+            log.exception("the autoscaler's loop ended")
+        finally:
+            os._exit(1)
+
+    def status(self) -> dict[str, Any]:
+        return {**self._scaler.status.to_json(), "log": str(runtime_folder() / LOG_NAME)}
+
+
+def running_scaler() -> Any | None:
+    """The cluster's autoscaler, or None when none was started."""
+    try:
+        return ray.get_actor(NAME, namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
+def follow(config: DeploymentConfig | None) -> None:
+    """Start the autoscaler where the deployed config wants one, end it where not. Replica counts stay as they are."""
+    if config is not None and config.wants_scaling:
+        options = ray.remote(ScalerActor).options(
+            name=NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            resources=ON_HEAD,
+            max_restarts=-1,
+            max_concurrency=4,
+        )
+        scaler: Any = options.remote()
+        try:
+            ray.get(scaler.status.remote(), timeout=STARTS_WITHIN_S)
+        except GetTimeoutError as error:
+            raise FailedError(f"the autoscaler did not start on the head within {STARTS_WITHIN_S:.0f} s") from error
+        return
+    scaler = running_scaler()
+    if scaler is not None:
+        ray.kill(scaler)
+
+
+def scaler_status() -> dict[str, Any] | None:
+    """What the autoscaler does and has done, see ScalerStatus; None when none runs."""
+    scaler = running_scaler()
+    if scaler is None:
+        return None
+    found: dict[str, Any] = ray.get(scaler.status.remote(), timeout=30.0)
+    return found

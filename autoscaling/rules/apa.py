@@ -1,0 +1,88 @@
+"""In proportion to KV use and waiting requests, with tolerances: AIBrix's APA.
+
+    ratio = mean over ready replicas / target;   wanted = ceil(ready x ratio), at most doubled, at least halved
+
+for each metric; the largest wish counts. Within the tolerance of the target nothing changes. It shrinks to the largest
+wish of the stabilisation time. Starting replicas are not supply: the ratio is applied to ready ones. The last replica
+stays. Facts: AIBrix docs (metric-based autoscaling) and algorithm/apa.go.
+"""
+
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import NamedTuple
+
+from raylane.autoscaling.decision import Reason
+from raylane.autoscaling.observation import ModelSeen
+from raylane.autoscaling.policy import ModelSpec, Wish
+from raylane.autoscaling.rules.readings import Series, at_zero, mean, mean_over, record
+
+
+class ApaMemory(NamedTuple):
+    """Readings of the window and wishes of the stabilisation time."""
+
+    kv: Series = ()
+    waiting: Series = ()
+    wishes: Series = ()
+
+
+@dataclass(frozen=True)
+class Apa:
+    """The defaults are AIBrix's, except `waiting_target`: 5 is llm-d's limit of a replica's queue."""
+
+    kv_target: float = 0.5
+    """Share of the KV cache in use, mean over the replicas."""
+    waiting_target: float = 5.0
+    """Waiting requests of a replica."""
+    up_tolerance: float = 0.1
+    down_tolerance: float = 0.1
+    max_up_rate: float = 2.0
+    max_down_rate: float = 2.0
+    scale_down_s: float = 300.0
+    """Stabilisation: shrink to the largest wish of this long."""
+    window_s: float = 180.0
+    """Readings are averaged over this long."""
+
+    def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: ApaMemory | None) -> tuple[Wish, ApaMemory]:
+        """The largest wish of the metrics."""
+        past = self._remember(memory or ApaMemory(), seen, at_s)
+        if seen.target == 0:
+            return at_zero(seen), past
+        ready = len(seen.ready)
+        kv, waiting = mean_over(past.kv, at_s, self.window_s), mean_over(past.waiting, at_s, self.window_s)
+        ratios = [
+            value / target
+            for value, target in ((kv, self.kv_target), (waiting, self.waiting_target))
+            if value is not None
+        ]
+        if not ready or not ratios:
+            return Wish(seen.target, Reason.STEADY if seen.ready else Reason.BLIND), past
+        wanted = max(1, *(self._wanted(ready, ratio) for ratio in ratios))
+        past = past._replace(wishes=record(past.wishes, at_s, float(wanted), self.scale_down_s))
+        highest = max([wanted, *(int(value) for _, value in past.wishes)])
+        given = max(wanted, min(highest, seen.target))
+        full = kv is not None and kv / self.kv_target >= max(ratios)
+        return Wish(given, _reason(given, wanted, seen.target, full), detail=f"ratios {ratios}"), past
+
+    def _remember(self, past: ApaMemory, seen: ModelSeen, at_s: float) -> ApaMemory:
+        ready = seen.ready
+        kv = mean(replica.kv_use for replica in ready)
+        inside = mean(replica.waiting for replica in ready)
+        waiting = None if inside is None else inside + seen.held / len(ready)
+        return past._replace(
+            kv=record(past.kv, at_s, kv, self.window_s), waiting=record(past.waiting, at_s, waiting, self.window_s)
+        )
+
+    def _wanted(self, ready: int, ratio: float) -> int:
+        if ratio > 1.0 + self.up_tolerance:
+            return min(ceil(ready * ratio), ceil(ready * self.max_up_rate))
+        if ratio < 1.0 - self.down_tolerance:
+            return max(ceil(ready * ratio), floor(ready / self.max_down_rate))
+        return ready
+
+
+def _reason(given: int, wanted: int, target: int, full: bool) -> Reason:
+    if given > target:
+        return Reason.MEMORY if full else Reason.QUEUE
+    if given < target:
+        return Reason.SHRINK
+    return Reason.HOLD if wanted < given else Reason.STEADY

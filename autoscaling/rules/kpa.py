@@ -1,0 +1,94 @@
+"""Requests per replica with a calm and a panicking window: Knative's pod autoscaler, with AIBrix's windows.
+
+    desired = ceil(mean ongoing requests / target),    target = share x requests a replica holds at its SLO
+
+over a stable window, and over a panic window beside it. When the panic window wants at least twice the ready replicas,
+the rule panics: it takes the larger wish and never shrinks, until a whole stable window has passed without. Each answer
+lies between ready / down rate and ready x up rate. Starting replicas are not supply: the rates and the threshold go by
+ready ones, and the wish is an absolute number. Facts: Knative docs (KPA), AIBrix docs (metric-based autoscaling).
+"""
+
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import NamedTuple
+
+from raylane.autoscaling.decision import Reason
+from raylane.autoscaling.demand import History, Mix, mix, remember
+from raylane.autoscaling.observation import ModelSeen
+from raylane.autoscaling.policy import ModelSpec, Wish
+from raylane.autoscaling.rules.readings import Series, at_zero, keep_one, mean_over, ongoing, record
+
+
+class KpaMemory(NamedTuple):
+    """Requests of the stable window, the panic, and what was wished during the scale-down delay."""
+
+    requests: Series = ()
+    panic_s: float | None = None
+    """Last time the threshold was passed; None: calm."""
+    panic_replicas: int = 0
+    """The most wished in this panic."""
+    wishes: Series = ()
+    history: History = ()
+
+
+@dataclass(frozen=True)
+class Kpa:
+    """Windows, threshold and rates are AIBrix's; the share is Knative's target utilisation of 70 %."""
+
+    target_share: float = 0.7
+    """Share of the requests a replica holds at its SLO that it should have."""
+    stable_s: float = 180.0
+    panic_s: float = 60.0
+    panic_threshold: float = 2.0
+    """Wished over ready replicas from which it panics."""
+    max_up_rate: float = 2.0
+    max_down_rate: float = 2.0
+    scale_down_delay_s: float = 0.0
+    """A lower wish counts when all of this time had no higher one; Knative's default is none."""
+
+    def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: KpaMemory | None) -> tuple[Wish, KpaMemory]:
+        """The larger of both windows in a panic, else that of the stable one."""
+        past = memory or KpaMemory()
+        past = past._replace(
+            requests=record(past.requests, at_s, ongoing(seen), max(self.stable_s, self.panic_s)),
+            history=remember(past.history, seen, at_s),
+        )
+        if seen.target == 0:
+            return at_zero(seen), past
+        stable = mean_over(past.requests, at_s, self.stable_s)
+        panic = mean_over(past.requests, at_s, self.panic_s)
+        if stable is None or panic is None:
+            return Wish(seen.target, Reason.BLIND), past
+        mean_request = mix(past.history) if past.history else Mix(512.0, 192.0)
+        target = max(0.1, self.target_share * spec.profile.concurrency(*mean_request))
+        return self._answer(seen, ceil(stable / target), ceil(panic / target), at_s, past)
+
+    def _answer(self, seen: ModelSeen, stable: int, panic: int, at_s: float, past: KpaMemory) -> tuple[Wish, KpaMemory]:
+        ready = max(1, len(seen.ready))
+        past = self._panic(past, panic / ready, at_s)
+        calm = wanted = self._within_rates(stable, ready)
+        if past.panic_s is not None:
+            wanted = max(calm, self._within_rates(panic, ready), past.panic_replicas)
+            past = past._replace(panic_replicas=wanted)
+        past = past._replace(wishes=record(past.wishes, at_s, float(wanted), self.scale_down_delay_s))
+        given = keep_one(seen, max([wanted, *(int(value) for _, value in past.wishes)]))
+        detail = f"stable {stable}, panic {panic}{', panicking' if past.panic_s is not None else ''}"
+        return Wish(given, _reason(given, calm, seen.target), detail=detail), past
+
+    def _panic(self, past: KpaMemory, excess: float, at_s: float) -> KpaMemory:
+        if excess >= self.panic_threshold:
+            return past._replace(panic_s=at_s)
+        if past.panic_s is not None and at_s - past.panic_s > self.stable_s:
+            return past._replace(panic_s=None, panic_replicas=0)
+        return past
+
+    def _within_rates(self, wanted: int, ready: int) -> int:
+        return min(max(wanted, floor(ready / self.max_down_rate)), ceil(ready * self.max_up_rate))
+
+
+def _reason(given: int, calm: int, target: int) -> Reason:
+    if given > target:
+        return Reason.DEMAND
+    if given < target:
+        return Reason.SHRINK if given else Reason.IDLE
+    return Reason.HOLD if calm < given else Reason.STEADY

@@ -1,0 +1,172 @@
+"""Every rule by name: how to build it, which knob trades GPU-hours for attainment, and what may be tuned."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from raylane.autoscaling.policy import Wisher
+from raylane.autoscaling.rules.apa import Apa
+from raylane.autoscaling.rules.fixed import Fixed
+from raylane.autoscaling.rules.kpa import Kpa
+from raylane.autoscaling.rules.planner import Planner
+from raylane.autoscaling.rules.queue import QueueOnly
+from raylane.autoscaling.rules.ray_default import RayDefault
+from raylane.autoscaling.rules.utilization import Utilization
+from raylane.autoscaling.slo_rule import SloRule
+from raylane.cluster.errors import UsageError
+
+Space = Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class RuleEntry:
+    """One rule that can be chosen by name."""
+
+    rule: type
+    description: str
+    knob: str
+    """The knob that makes it more saving or safer."""
+    sweep: Sequence[Any]
+    """Values of that knob, from saving to safe."""
+    space: Space = field(default_factory=dict)
+    """Values to draw from when the rule is tuned."""
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    """Knobs that differ from the class's defaults under this name."""
+
+    @property
+    def knobs(self) -> tuple[str, ...]:
+        return tuple(knob.name for knob in fields(self.rule))
+
+
+SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
+SLO_SPACE: Space = {
+    "burst_margin": (0.5, 1.0, 1.5, 2.0),
+    "target_load": (0.8, 0.9, 1.0),
+    "confidence": (1.0, 2.0, 3.0),
+    "hold_s": (60.0, 120.0, 180.0, 300.0),
+    "calm_hold_s": (900.0, 1800.0, 3600.0),
+    "forecast": (True, False),
+    "learning": (0.5, 1.0, 2.0),
+    "burst_learning": (0.0, 0.1, 0.2, 0.5),
+    "misses": (0.5, 1.0),
+}
+RAY_SPACE: Space = {
+    "target_share": SHARES,
+    "upscale_delay_s": (0.0, 5.0, 15.0, 30.0),
+    "downscale_delay_s": (60.0, 120.0, 300.0, 600.0, 1200.0),
+    "look_back_s": (10.0, 30.0, 60.0),
+}
+UTILIZATION_SPACE: Space = {
+    "high": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
+    "low": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "cooldown_s": (60.0, 180.0, 300.0, 900.0),
+    "cooldown_on": ("both", "shrink"),
+    "step": (1, 2),
+    "window_s": (15.0, 60.0, 180.0),
+}
+QUEUE_SPACE: Space = {
+    "kv_limit": (0.6, 0.7, 0.8, 0.9),
+    "queue_limit": (3.0, 5.0, 8.0),
+    "spare_kv": (0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+    "spare_queue": (1.0, 2.0, 3.0),
+    "every_s": (15.0, 30.0, 60.0),
+}
+KPA_SPACE: Space = {
+    "target_share": SHARES,
+    "stable_s": (60.0, 120.0, 180.0, 300.0),
+    "panic_s": (10.0, 30.0, 60.0),
+    "panic_threshold": (1.2, 1.5, 2.0, 3.0),
+    "scale_down_delay_s": (0.0, 60.0, 300.0, 600.0),
+}
+APA_SPACE: Space = {
+    "kv_target": (0.1, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8),
+    "waiting_target": (1.0, 2.0, 5.0),
+    "scale_down_s": (60.0, 180.0, 300.0, 600.0),
+    "window_s": (15.0, 30.0, 60.0, 180.0),
+}
+PLANNER_SPACE: Space = {
+    "plan_every_s": (30.0, 60.0, 180.0),
+    "forecast": ("constant", "linear"),
+    "target_load": (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+    "down_sensitivity": (0.2, 0.4, 0.6, 0.8),
+}
+MARGINS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+
+
+def _slo(description: str, **preset: object) -> RuleEntry:
+    space = {knob: values for knob, values in SLO_SPACE.items() if knob not in preset}
+    if "burst_margin" in preset:
+        return RuleEntry(SloRule, description, "target_load", (1.0, 0.9, 0.85, 0.8, 0.7, 0.6), space, preset)
+    return RuleEntry(SloRule, description, "burst_margin", MARGINS, space, preset)
+
+
+RULES: dict[str, RuleEntry] = {
+    "slo": _slo("raylane's own: the load expected when a new replica would be ready, with a margin for bursts"),
+    "slo-no-forecast": _slo("raylane's own without the trend over the cold start", forecast=False),
+    "slo-no-learning": _slo("raylane's own with the profile's speed as it is", learn_speed=False),
+    "slo-no-calm": _slo("raylane's own without more patience after a reversal", calm=False),
+    "slo-no-margin": _slo("raylane's own without the margin for bursts", burst_margin=0.0),
+    "slo-no-hold": _slo("raylane's own shrinking as soon as the load fits", hold_s=0.0),
+    "slo-no-confidence": _slo("raylane's own believing every short rate as it is", confidence=0.0),
+    "fixed": RuleEntry(Fixed, "a fixed number of replicas", "replicas", (1, 2, 3, 4, 5, 6, 8, 10, 12)),
+    "ray-default": RuleEntry(
+        RayDefault, "Ray Serve's default, as shipped", "target_ongoing", (32.0, 16.0, 8.0, 4.0, 2.0, 1.0)
+    ),
+    "ray-tuned": RuleEntry(
+        RayDefault,
+        "Ray Serve's default aiming at a share of the profile's concurrency",
+        "target_share",
+        SHARES,
+        RAY_SPACE,
+        {"target_share": 0.7},
+    ),
+    "utilization": RuleEntry(
+        Utilization,
+        "GPU utilisation as NVML gives it: above 70 % one more, below 40 % one fewer, 15 min cooldown",
+        "high",
+        (0.99, 0.95, 0.9, 0.8, 0.7, 0.6),
+        UTILIZATION_SPACE,
+    ),
+    "utilization-effective": RuleEntry(
+        Utilization,
+        "work over capacity: above 70 % one more, below 40 % one fewer, 15 min cooldown",
+        "high",
+        (0.95, 0.9, 0.8, 0.7, 0.6, 0.5),
+        UTILIZATION_SPACE,
+        {"effective": True},
+    ),
+    "queue": RuleEntry(
+        QueueOnly,
+        "room in queues and KV caches, as llm-d's first saturation rule",
+        "spare_kv",
+        (0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+        QUEUE_SPACE,
+    ),
+    "kpa": RuleEntry(Kpa, "requests per replica with a panic window, as Knative's", "target_share", SHARES, KPA_SPACE),
+    "apa": RuleEntry(
+        Apa,
+        "in proportion to KV use and waiting requests, as AIBrix's",
+        "kv_target",
+        (0.8, 0.65, 0.5, 0.35, 0.2, 0.1),
+        APA_SPACE,
+    ),
+    "planner": RuleEntry(
+        Planner,
+        "a floor from a forecast and steps from the queue, as Dynamo's planner",
+        "target_load",
+        (1.1, 1.0, 0.9, 0.8, 0.7, 0.6),
+        PLANNER_SPACE,
+    ),
+}
+
+
+def build_rule(name: str, **knobs: object) -> Wisher:
+    """The rule of this name; knobs that are not given keep its preset or default."""
+    entry = RULES.get(name)
+    if entry is None:
+        raise UsageError(f"rule {name!r} is unknown; there are {', '.join(RULES)}")
+    unknown = [knob for knob in knobs if knob not in entry.knobs]
+    if unknown:
+        raise UsageError(f"rule {name!r} has no knob {', '.join(map(repr, unknown))}; it has {', '.join(entry.knobs)}")
+    rule: Wisher = entry.rule(**{**entry.preset, **knobs})
+    return rule

@@ -1,0 +1,241 @@
+"""raylane's own rule for one model: enough replicas for the load expected when a new one would be ready. Pure.
+
+    need = (L + z sqrt(L x dispersion)) / (b x target_load),    L = rate ahead x output tokens x time per token
+
+L is the number of requests in service at the SLO's time per token (Little's law), b how many of them one replica
+carries (profile.py), z sqrt(L ...) the margin for bursts: it is large for few requests and small for many, so small
+models keep proportionally more in hand. Queues, full caches and sick replicas add to it. Growth is at once and counts
+replicas that are starting; shrinking is one at a time, when the largest need of the hold period fits on one fewer.
+"""
+
+from dataclasses import dataclass
+from math import ceil, exp, sqrt
+from typing import NamedTuple
+
+from raylane.autoscaling.decision import Reason
+from raylane.autoscaling.demand import Demand, History, estimate, remember
+from raylane.autoscaling.observation import ModelSeen, Phase
+from raylane.autoscaling.policy import ModelSpec, Wish
+
+REVERSAL_S = 900.0  # a change against the last one within this counts as one
+REMEMBER_REVERSALS_S = 3600.0
+SLOWEST, FASTEST = 0.05, 1.5  # how wrong a profile may turn out, as a factor on its speed
+MOST_RESERVE = 3.0
+FADE_S = 7200.0
+SETTLES_S = 120.0  # after a shortage requests that waited through it still end
+LOADED = 0.4  # of what the replicas carry: below, nothing is learnt from requests that were good
+FULL_CACHE = 0.9
+CLEAR_S = 30.0  # a backlog is to be gone this long after help has come
+ALWAYS_BUSY, FULL_LOAD = 0.95, 0.9
+BUSY = 0.1  # GPU utilisation above which a GPU is not idle
+
+
+@dataclass(frozen=True)
+class SloRule:
+    """The knobs. `burst_margin` (z) is the one that trades GPU-hours for attainment."""
+
+    burst_margin: float = 1.5
+    target_load: float = 0.85
+    confidence: float = 2.0
+    hold_s: float = 180.0
+    shrink_every_s: float = 30.0
+    idle_s: float = 600.0
+    forecast: bool = True
+    learn_speed: bool = True
+    learning: float = 1.0
+    """How fast: a minute in which every request misses lowers the believed speed by a factor e at 1."""
+    burst_learning: float = 0.2
+    """The same for the reserve kept against rises faster than a cold start; 0 keeps none."""
+    shrink_band: float = 0.05
+    """Shrink only when this much more than the need would fit too, so that chance does not turn it back."""
+    misses: float = 1.0
+    """Share of the misses that the SLO allows which is aimed at."""
+    calm: bool = True
+    """After a reversal, shrink more patiently for an hour."""
+    calm_hold_s: float = 1800.0
+    """The hold period in that hour."""
+
+    def wish(
+        self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: "SloMemory | None"
+    ) -> tuple[Wish, "SloMemory"]:
+        """See decision.Reason for the answers."""
+        past = memory or SloMemory(began_s=at_s, last_shrink_s=at_s, last_arrival_s=at_s)
+        past = past._replace(history=remember(past.history, seen, at_s))
+        if seen.arrivals_total is None or not past.history:
+            return self._blind(spec, seen), past
+        horizon_s = spec.cold_start_s if self.forecast else 0.0
+        demand = estimate(past.history, horizon_s, self.confidence)
+        if not self.forecast:
+            demand = demand._replace(ahead_rps=demand.now_rps)
+        ready = len(seen.ready)
+        if seen.held or past.load > 1.0:
+            past = past._replace(short_s=at_s)
+        past = self._forget(self._learn(past, spec, seen, demand, fits=at_s - past.short_s > SETTLES_S))
+        carried = past.speed * spec.profile.requests_per_s(*demand.mix)
+        past = past._replace(load=demand.now_rps / (carried * ready) if ready else 2.0)
+        need, reason = self._need(carried, past.reserve, spec, seen, demand)
+        past = self._note(past, seen, need, at_s)
+        replicas, reason, past = self._step(spec, seen, need, reason, past, at_s)
+        detail = (
+            f"need {need:.2f}, {demand.now_rps:.2f} -> {demand.ahead_rps:.2f} req/s, "
+            f"dispersion {demand.dispersion:.1f}, speed {past.speed:.2f}, reserve {past.reserve:.2f}"
+        )
+        return Wish(replicas, reason, need / past.reserve, detail), past._replace(last_wish=replicas)
+
+    def _need(
+        self, rate: float, reserve: float, spec: ModelSpec, seen: ModelSeen, demand: Demand
+    ) -> tuple[float, Reason]:
+        """Replicas, as a fraction, and what asks for them. `rate`: requests a second that one replica carries."""
+        stay_s = demand.mix.output * spec.profile.tpot_s
+        load = reserve * demand.ahead_rps * stay_s
+        margin = self.burst_margin * sqrt(load * demand.dispersion)
+        need, reason = (load + margin) / (rate * stay_s * self.target_load), Reason.DEMAND
+        waiting = seen.held + sum(replica.waiting or 0 for replica in seen.ready)
+        alive = [replica for replica in seen.replicas if replica.phase is not Phase.DRAINING and not replica.sick]
+        if waiting and (seen.queue_age_s or 0.0) > spec.slo.ttft_ms / 2e3:
+            left = waiting + (demand.now_rps - len(alive) * rate) * spec.cold_start_s
+            queued = (demand.now_rps + max(0.0, left) / CLEAR_S) / rate
+            if queued > need:
+                need, reason = queued, Reason.QUEUE
+        caches = [replica.kv_use for replica in seen.ready if replica.kv_use is not None]
+        if waiting and caches and (full := sum(caches) / FULL_CACHE) > max(need, len(caches)):
+            need, reason = full, Reason.MEMORY
+        return need + sum(1 for replica in seen.replicas if replica.sick), reason
+
+    def _step(
+        self, spec: ModelSpec, seen: ModelSeen, need: float, reason: Reason, past: "SloMemory", at_s: float
+    ) -> tuple[int, Reason, "SloMemory"]:
+        """From what is needed to what is asked for, and when."""
+        have = seen.target
+        if have == 0 and not seen.held:
+            return 0, Reason.IDLE, past
+        wanted = max(ceil(need - 1e-9), 1 if seen.held else 0)
+        if wanted > have:
+            waking = have == 0
+            return wanted, Reason.WAKE if waking else reason, past._replace(last_grow_s=at_s)
+        most = max((value for _, value in past.needs), default=need)
+        fits = max(ceil(most * (1.0 + self.shrink_band) - 1e-9), spec.min_replicas)
+        if have <= spec.min_replicas:
+            return have, Reason.STEADY, past
+        if have == 1:
+            return self._to_zero(seen, past, at_s)
+        fits = max(fits, 1)
+        if fits >= have:
+            return have, Reason.HOLD if wanted < have else Reason.STEADY, past
+        if not self._may_shrink(seen, past, at_s):
+            return have, Reason.HOLD, past
+        reversals = past.reversals
+        if past.last_grow_s is not None and at_s - past.last_grow_s <= REVERSAL_S:
+            reversals = (*reversals, at_s)
+        return have - 1, Reason.SHRINK, past._replace(last_shrink_s=at_s, reversals=reversals)
+
+    def _to_zero(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> tuple[int, Reason, "SloMemory"]:
+        """The last replica goes when no request has come for long enough and the GPUs say so too."""
+        quiet = at_s - past.last_arrival_s >= self.idle_s
+        inside = any((replica.waiting or 0) + (replica.running or 0) for replica in seen.replicas)
+        working = any((replica.gpu_utilization or 0.0) > BUSY for replica in seen.ready)
+        if quiet and not inside and not working and not seen.held and not seen.count(Phase.STARTING):
+            return 0, Reason.IDLE, past._replace(last_shrink_s=at_s)
+        return 1, Reason.STEADY, past
+
+    def _may_shrink(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> bool:
+        calm_since_s = past.reversals[-1] if self._irritated(past) else past.began_s
+        if at_s - past.last_shrink_s < self.shrink_every_s or at_s - calm_since_s < self._hold_s(past):
+            return False
+        if seen.held or any(replica.waiting for replica in seen.ready) or self._busy(seen, past):
+            return False
+        return not (self._irritated(past) and past.last_grow_s is not None and at_s - past.last_grow_s < REVERSAL_S)
+
+    def _busy(self, seen: ModelSeen, past: "SloMemory") -> bool:
+        """GPUs that are never idle veto a shrink that would fill those left by our own reckoning."""
+        shares = [replica.gpu_utilization for replica in seen.ready if replica.gpu_utilization is not None]
+        fuller = past.load * len(seen.ready) / max(1, len(seen.ready) - 1)
+        return bool(shares) and min(shares) > ALWAYS_BUSY and fuller > FULL_LOAD
+
+    def _irritated(self, past: "SloMemory") -> bool:
+        return self.calm and bool(past.reversals)
+
+    def _hold_s(self, past: "SloMemory") -> float:
+        return max(self.hold_s, self.calm_hold_s) if self._irritated(past) else self.hold_s
+
+    def _note(self, past: "SloMemory", seen: ModelSeen, need: float, at_s: float) -> "SloMemory":
+        """Keep the needs of the hold period (only those a later one does not exceed matter), arrivals and reversals."""
+        keep_from_s = at_s - self._hold_s(past)
+        kept = [entry for entry in past.needs if entry[0] >= keep_from_s and entry[1] > need]
+        history = past.history
+        arrived = len(history) > 1 and history[-1].arrivals > history[-2].arrivals
+        grew = past.last_wish is not None and seen.target > 0 and need > seen.target
+        reversals = tuple(at for at in past.reversals if at_s - at < REMEMBER_REVERSALS_S)
+        if grew and past.last_shrink_s > past.began_s and at_s - past.last_shrink_s <= REVERSAL_S:
+            reversals = (*reversals, at_s)
+        return past._replace(
+            needs=(*kept, (at_s, need)),
+            last_arrival_s=at_s if arrived else past.last_arrival_s,
+            reversals=reversals[-4:],
+        )
+
+    def _learn(self, past: "SloMemory", spec: ModelSpec, seen: ModelSeen, demand: Demand, fits: bool) -> "SloMemory":
+        """Correct two beliefs until the share of requests that miss their SLO is the share that may.
+
+        Robbins and Monro's rule for a quantile: each miss moves a belief one way, each good request the other way by as
+        much as the allowed share of misses. Misses while there were enough replicas by our own reckoning tell of the
+        profile's speed; misses while they were too few tell that load rises faster than replicas start, and are
+        answered by a reserve. When the replicas are far from full, good requests say nothing about their speed.
+        """
+        if not self.learn_speed or len(past.history) < 2:
+            return past
+        last, before = past.history[-1], past.history[-2]
+        if last.missed is None or before.missed is None:
+            return past
+        finished, missed = last.finished - before.finished, last.missed - before.missed
+        allowed = (1.0 - spec.slo.attainment) * self.misses
+        surplus = allowed * finished - missed
+        if not finished:
+            return past
+        minutes = max(-1.0, surplus / max(demand.now_rps * 60.0, finished))
+        if surplus > 0 or not fits:
+            reserve = past.reserve * exp(-self.burst_learning * minutes)
+            past = past._replace(reserve=max(1.0, min(MOST_RESERVE, reserve)))
+        if (surplus < 0 and not fits) or (surplus > 0 and past.load < LOADED):
+            return past
+        speed = past.speed * exp(self.learning * minutes)
+        return past._replace(speed=max(SLOWEST, min(FASTEST, speed)))
+
+    def _forget(self, past: "SloMemory") -> "SloMemory":
+        """Beliefs fade towards the profile, so that misses which no replica would have prevented do not pile up."""
+        if len(past.history) < 2:
+            return past
+        kept = exp((past.history[-2].at_s - past.history[-1].at_s) / FADE_S)
+        return past._replace(speed=past.speed**kept, reserve=past.reserve**kept)
+
+    def _blind(self, spec: ModelSpec, seen: ModelSeen) -> Wish:
+        """No counts of arrivals: go by what the engines hold, never shrink busy GPUs, else stay."""
+        inside = [(r.running or 0) + (r.waiting or 0) for r in seen.ready if r.running is not None]
+        if inside and any(inside):
+            need = sum(inside) / (spec.profile.concurrency(512.0, 192.0) * self.target_load)
+            return Wish(max(seen.target, ceil(need)), Reason.DEMAND if need > seen.target else Reason.BUSY, need)
+        if any((replica.gpu_utilization or 0.0) > BUSY for replica in seen.ready):
+            return Wish(seen.target, Reason.BUSY)
+        return Wish(max(seen.target, 1) if seen.held else seen.target, Reason.WAKE if seen.held else Reason.BLIND)
+
+
+class SloMemory(NamedTuple):
+    """What the rule remembers of one model."""
+
+    history: History = ()
+    needs: tuple[tuple[float, float], ...] = ()
+    """(time, need) in the hold period, leaving out what a later need reaches; the first is the largest."""
+    last_shrink_s: float = 0.0
+    last_grow_s: float | None = None
+    last_arrival_s: float = 0.0
+    began_s: float = 0.0
+    last_wish: int | None = None
+    reversals: tuple[float, ...] = ()
+    speed: float = 1.0
+    """Factor on the profile's speed, learnt."""
+    reserve: float = 1.0
+    """Factor on the load, learnt from bursts."""
+    load: float = 0.0
+    """Rate over what the ready replicas carry, last time."""
+    short_s: float = -SETTLES_S
+    """When replicas were last too few by our own reckoning."""

@@ -1,0 +1,150 @@
+"""What a policy knows of deployed models beforehand: bounds, SLO, capacity, cold start. Reads config.json files."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from raylane.autoscaling.policy import ModelSpec, Wisher
+from raylane.autoscaling.profile import CapacityProfile, capacity_profile
+from raylane.autoscaling.rules.registry import build_rule
+from raylane.cluster.catalog import Accelerator, find_accelerator, need_accelerator
+from raylane.cluster.errors import UsageError
+from raylane.deployments.builtin import PREFIX
+from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig, Slo
+from raylane.deployments.engine_settings import engine_settings
+from raylane.deployments.fit import Fits, fit
+from raylane.deployments.model_facts import model_facts
+from raylane.deployments.scaling_config import CapacityConfig, ScalingConfig
+from raylane.deployments.simulator.build import engine_for, read_model_config
+
+# Estimates until a start was seen. vLLM 0.26 took 70 s to serve 16 GB of weights on an H200 (results/h200/fault.json),
+# and reading from a disk at half a GB/s is common.
+BASE_COLD_START_S = 60.0
+COLD_START_S_PER_GB = 2.0
+UNKNOWN_COLD_START_S = 120.0
+SIMULATED_START_S = 5.0  # processes of a simulated engine
+
+
+def scaled_models(config: DeploymentConfig) -> dict[str, ModelConfig]:
+    """The models whose count of replicas is to be decided: those whose bounds leave a choice."""
+    if not config.wants_scaling:
+        return {}
+    return {name: model for name, model in config.models.items() if model.replicas.min < model.replicas.max}
+
+
+def check_scaling(config: DeploymentConfig, gpu_name: str | None, origin: str) -> None:
+    """Raises UsageError for knobs that the policy does not have and for models that it cannot scale."""
+    if config.wants_scaling and config.scaling is not None:
+        chosen_rule(config.scaling, origin)
+        model_specs(config, gpu_name, origin)
+
+
+def chosen_rule(scaling: ScalingConfig, origin: str) -> Wisher:
+    """The policy's rule with its knobs. Raises UsageError for an unknown knob or one of the wrong kind."""
+    try:
+        rule = build_rule(scaling.policy, **scaling.knobs)
+    except UsageError as error:
+        raise UsageError(f"{origin}: scaling.knobs: {error}") from error
+    usual = build_rule(scaling.policy)
+    for knob, value in scaling.knobs.items():
+        default = getattr(usual, knob)
+        if default is not None and not _same_kind(value, default):
+            kind = type(default).__name__
+            raise UsageError(f"{origin}: scaling.knobs.{knob}: {kind} is needed, like {default!r} (got {value!r})")
+    return rule
+
+
+def _same_kind(value: object, default: object) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    return isinstance(value, int | float if isinstance(default, float) else type(default))
+
+
+def model_specs(config: DeploymentConfig, gpu_name: str | None, origin: str) -> dict[str, ModelSpec]:
+    """A spec for every model that is scaled. `gpu_name` is the fleet's card; simulated engines name their own.
+
+    Raises UsageError, beginning with `origin`, that says what is missing for which model.
+    """
+    return {
+        name: _spec(name, model, gpu_name, f"{origin}: models.{name}") for name, model in scaled_models(config).items()
+    }
+
+
+def with_cold_starts(
+    specs: Mapping[str, ModelSpec], config: DeploymentConfig, seen_s: Mapping[str, float]
+) -> dict[str, ModelSpec]:
+    """The specs with the cold starts that were seen, for models whose config names none."""
+    learnt = {name: seen_s[name] for name in specs if name in seen_s and config.models[name].cold_start_s is None}
+    return {name: replace(spec, cold_start_s=learnt.get(name, spec.cold_start_s)) for name, spec in specs.items()}
+
+
+def _spec(name: str, model: ModelConfig, gpu_name: str | None, origin: str) -> ModelSpec:
+    if model.slo is None:
+        raise UsageError(f"{origin}.slo: is missing; without it nobody can say how many replicas are enough")
+    gpu = _card(model, gpu_name)
+    return ModelSpec(
+        name=name,
+        gpus=max(1, model.gpus),  # a model on CPUs competes for nothing, see scaler.fleets
+        min_replicas=model.replicas.min,
+        max_replicas=model.replicas.max,
+        slo=model.slo,
+        profile=_profile(model, model.slo, gpu, gpu_name, origin),
+        cold_start_s=model.cold_start_s or _estimated_start_s(model, gpu),
+        priority=model.priority,
+    )
+
+
+def _card(model: ModelConfig, gpu_name: str | None) -> Accelerator | None:
+    if isinstance(model.engine, SimulatorConfig):
+        return need_accelerator(model.engine.gpu)
+    return find_accelerator(gpu_name) if gpu_name and model.gpus else None
+
+
+def _profile(
+    model: ModelConfig, slo: Slo, gpu: Accelerator | None, gpu_name: str | None, origin: str
+) -> CapacityProfile:
+    if model.capacity is not None:
+        return _given(model.capacity, slo)
+    if gpu is None:
+        where = f"the card {gpu_name!r} is not in the accelerator catalogue" if gpu_name else "the card is not known"
+        raise UsageError(f"{origin}.capacity: is missing, and cannot be computed: {where if model.gpus else 'no card'}")
+    if not _has_config(model.source):
+        raise UsageError(
+            f"{origin}.capacity: is missing, and cannot be computed: {model.source!r} is no builtin and no folder with "
+            "a config.json (hub ids are not looked up); name a local copy, or give what a replica can do"
+        )
+    slowdown, speedup = 1.0, 1.0
+    if isinstance(model.engine, SimulatorConfig):
+        slowdown, speedup = model.engine.slowdown, model.engine.speedup
+    try:
+        engine = engine_for(model.source, gpu, engine_settings(model), slowdown=slowdown)
+    except UsageError as error:
+        raise UsageError(f"{origin}.capacity: is missing, and cannot be computed: {error}") from error
+    return capacity_profile(engine, slo).faster(speedup)
+
+
+def _given(capacity: CapacityConfig, slo: Slo) -> CapacityProfile:
+    return CapacityProfile(
+        step_s=capacity.step_ms / 1e3,
+        prompt_token_s=capacity.prompt_token_ms / 1e3,
+        context_token_s=capacity.context_token_ms / 1e3,
+        kv_tokens=capacity.kv_tokens,
+        max_num_seqs=capacity.max_num_seqs,
+        tpot_s=slo.tpot_ms / 1e3,
+    )
+
+
+def _has_config(source: str) -> bool:
+    return source.startswith(PREFIX) or (Path(source) / "config.json").is_file()
+
+
+def _estimated_start_s(model: ModelConfig, gpu: Accelerator | None) -> float:
+    if isinstance(model.engine, SimulatorConfig):
+        return model.engine.cold_start_s + SIMULATED_START_S
+    if gpu is None or not _has_config(model.source):
+        return UNKNOWN_COLD_START_S
+    settings = engine_settings(model)
+    found = fit(model_facts(read_model_config(model.source), model.source), gpu, settings)
+    if not isinstance(found, Fits):
+        return UNKNOWN_COLD_START_S
+    return BASE_COLD_START_S + COLD_START_S_PER_GB * found.weight_bytes * settings.gpus / 1e9

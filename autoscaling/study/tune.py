@@ -1,0 +1,80 @@
+"""Tune every rule on the tuning scenarios with the same budget: `python -m raylane.autoscaling.study.tune FOLDER`.
+
+Each rule gets the same number of settings: its own defaults and random draws from its space. The score is what a user
+would pay: GPU-hours over those of the 10-GPU fixed fleet, plus a penalty for each percent that the worst model lacks
+to its attainment. The best setting of each rule is frozen in knobs.json.
+"""
+
+import json
+import random
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from raylane.autoscaling.rules.registry import RULES
+from raylane.autoscaling.study.job import Job, Records
+from raylane.autoscaling.study.load import the_plan
+from raylane.autoscaling.study.runner import run_jobs
+
+BUDGET = 30
+SEED = 1
+STATIC_GPUS = 10
+WANTED = 0.99
+PENALTY = 10.0  # a percent of requests counts as much as a tenth of the fixed fleet
+KNOBS = Path(__file__).with_name("knobs.json")
+TUNED = ("slo", "ray-tuned", "utilization", "utilization-effective", "queue", "kpa", "apa", "planner")
+
+
+def settings(rule: str) -> list[dict[str, Any]]:
+    """The settings to try: the defaults, then draws. The same on every machine."""
+    rng = random.Random(f"{rule} {SEED}")  # noqa: S311 - a search
+    space = RULES[rule].space
+    drawn = [{knob: rng.choice(values) for knob, values in space.items()} for _ in range(BUDGET - 1)]
+    return [{}, *drawn]
+
+
+def tuning_scenarios() -> list[str]:
+    return [name for name in the_plan().scenarios if name.startswith("tune-")]
+
+
+def tuning_jobs() -> list[Job]:
+    """Every run of the tuning."""
+    return [
+        Job(scenario, rule, rule, knobs, SEED)
+        for scenario in tuning_scenarios()
+        for rule in TUNED
+        for knobs in settings(rule)
+    ]
+
+
+def score(outcome: dict[str, Any]) -> float:
+    """Less is better; 1 is the fixed fleet at the wanted attainment."""
+    return float(
+        outcome["gpu_hours"] / (STATIC_GPUS * outcome["hours"]) + PENALTY * max(0.0, WANTED - outcome["worst_model"])
+    )
+
+
+def best_knobs(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The setting of each rule with the best mean score over the tuning scenarios."""
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        scores[record["rule"]][json.dumps(record["knobs"], sort_keys=True)].append(score(record["outcome"]))
+    every = len(tuning_scenarios())
+    best = {}
+    for rule, found in scores.items():
+        complete = {knobs: sum(each) / every for knobs, each in found.items() if len(each) == every}
+        if complete:
+            knobs = min(complete, key=lambda name: (complete[name], name))
+            best[rule] = {"knobs": json.loads(knobs), "score": round(complete[knobs], 4), "tried": len(complete)}
+    return best
+
+
+def main() -> None:
+    records = Records(Path(sys.argv[1]))
+    run_jobs(tuning_jobs(), records, workers=int(sys.argv[2]) if len(sys.argv) > 2 else 2)
+    KNOBS.write_text(json.dumps(best_knobs(records.read()), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The `scaling` block of a deployment config: who decides how many replicas each model has, and how.
+
+Config only; raylane.autoscaling acts on it, and checks `knobs` against the policy that they are for.
+"""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from raylane.cluster.strict import StrictModel
+
+PolicyName = Literal[
+    "slo", "utilization", "utilization-effective", "queue", "ray-default", "kpa", "apa", "planner", "fixed"
+]
+
+
+class ScalingConfig(StrictModel):
+    """How replica counts follow the load. Changing it restarts nothing."""
+
+    policy: PolicyName = Field(
+        "slo",
+        description="slo: enough replicas for the models' slo; fixed: nobody scales; the others: see autoscaling.md.",
+    )
+    knobs: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="Settings of that policy, each with a default; an unknown name is an error."
+    )
+    mode: Literal["act", "shadow"] = Field(
+        "act", description="shadow changes nothing: it logs what it would do and adds up what that would have saved."
+    )
+    decide_every_s: PositiveFloat = Field(
+        5.0, description="Seconds between decisions; a request for a model without replicas does not wait for the next."
+    )
+    warm_up_s: NonNegativeFloat = Field(
+        60.0,
+        description="For this long after its start it knows little: it wakes, clears queues, and does not shrink.",
+    )
+    fleet_gpus: PositiveInt | None = Field(
+        None, description="GPUs the fleet can grow to where Ray's cluster autoscaler adds hosts; None: those there now."
+    )
+    usd_per_gpu_hour: NonNegativeFloat | None = Field(
+        None, description="Price of one GPU hour, for savings and idle replicas; None: no dollars are stated."
+    )
+    idle_after_s: PositiveFloat = Field(
+        86_400.0, description="A replica whose GPUs stay under 10 % for this long is named as idle, with its cost."
+    )
+
+
+class CapacityConfig(StrictModel):
+    """What one replica can do, for models whose speed cannot be computed from a config.json and a known card."""
+
+    step_ms: PositiveFloat = Field(description="A step with one request: the time per output token on an idle engine.")
+    prompt_token_ms: PositiveFloat = Field(description="Added to a step by each prompt token in it: 1 / prefill rate.")
+    context_token_ms: NonNegativeFloat = Field(
+        description="Added to a step by each token of context that is attended to; 0.0001 to 0.001 on usual cards."
+    )
+    kv_tokens: PositiveInt = Field(description="Tokens the KV cache holds; vLLM prints it when it starts.")
+    max_num_seqs: PositiveInt = Field(256, description="Largest batch.")

@@ -1,0 +1,73 @@
+"""The autoscaler on a live cluster: up and down with the load, from zero, and through the death of what it needs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from socket import create_server
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
+RECORDING = Path(__file__).resolve().parents[2] / "cluster" / "recordings" / "l40s-x12-six-switch-pairs.json"
+SCRIPT = Path(__file__).with_name("autoscaled_cluster.py")
+
+
+@pytest.fixture(scope="module")
+def told() -> dict[str, Any]:
+    """What happened, told by a process of its own: one process can have one local Ray."""
+    with create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(RECORDING), str(port)], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_replicas_follow_a_step_of_load_up_and_down_again(told: dict[str, Any]) -> None:
+    counts = told["counts"]
+    assert (counts[0], counts[-1]) == (1, 1)
+    assert max(counts) >= 3
+    assert told["ready when steady"] == told["steady"] >= 3
+    peak = counts.index(max(counts))
+    assert counts[peak:] == sorted(counts[peak:], reverse=True), "no growth on the way down"
+
+
+def test_no_request_is_lost_on_the_way(told: dict[str, Any]) -> None:
+    assert told["bad"] == []
+    assert told["good"] == told["sent"] > 200
+
+
+def test_a_model_goes_to_zero_and_its_next_request_wakes_it(told: dict[str, Any]) -> None:
+    assert told["rare"] == [1, []], "answered after the wake"
+    assert told["cold starts"] == 1.0
+    rare = [(entry["from"], entry["to"], entry["reason"]) for entry in told["log"] if entry["model"] == "rare"]
+    assert (1, 0, "no request for long enough") in rare
+    assert (0, 1, "a request waits and no replica runs") in rare
+
+
+@pytest.mark.parametrize("part", ["directory", "controller", "autoscaler"])
+def test_the_death_of_a_part_changes_no_count(told: dict[str, Any], part: str) -> None:
+    assert told["killed"][part] == [told["steady"]]
+
+
+def test_it_decides_on_after_every_death(told: dict[str, Any]) -> None:
+    assert told["killed"]["decides again"]
+    assert told["status"]["problem"] is None
+    assert told["log"][-1]["to"] == 1, "the shrink came after the restart"
+
+
+def test_every_change_has_a_reason_and_was_taken_by_serve(told: dict[str, Any]) -> None:
+    assert all(entry["applied"] and entry["reason"] for entry in told["log"])
+
+
+def test_the_command_shows_what_is_decided(told: dict[str, Any]) -> None:
+    assert (told["shown"]["policy"], told["shown"]["mode"]) == ("slo", "act")
+    assert {model["name"] for model in told["shown"]["models"]} == {"busy", "rare"}
+
+
+def test_the_autoscaler_ends_with_the_last_model(told: dict[str, Any]) -> None:
+    assert told["autoscaler is gone"]

@@ -1,0 +1,287 @@
+"""raylane's own rule: what makes it grow, how patiently it shrinks, and what it does when it knows little."""
+
+from itertools import pairwise
+from math import ceil
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from seen_models import HOLDS, OUTPUT, PROMPT, RATE_RPS, TICK_S, Loop, answers, model, reading, reversals, spec
+
+from raylane.autoscaling.arbiter import LossArbiter
+from raylane.autoscaling.decision import Reason
+from raylane.autoscaling.observation import ModelSeen, Observation, Phase, ReplicaSeen
+from raylane.autoscaling.policy import Policy, Wish
+from raylane.autoscaling.slo_rule import SloRule
+
+RULE = SloRule()
+
+
+def loaded(of: ModelSeen, at_s: float, rate_rps: float) -> tuple[float, ModelSeen]:
+    """The observation at that time, when requests came and finished at this rate from the beginning."""
+    done = rate_rps * at_s
+    return at_s, of._replace(
+        arrivals_total=done,
+        finished_total=done,
+        prompt_tokens_total=done * PROMPT,
+        output_tokens_total=done * OUTPUT,
+    )
+
+
+def settled(of: ModelSeen, rate_rps: float, rule: SloRule = RULE, seconds: float = 600.0) -> Wish:
+    """The answer after some minutes of the same observation."""
+    ticks = int(seconds / TICK_S) + 1
+    return answers(rule, spec(), [loaded(of, n * TICK_S, rate_rps) for n in range(ticks)])[-1]
+
+
+FULL = reading(round(HOLDS), 0, 0.6, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "loads", "least", "most", "reason"),
+    [
+        pytest.param(model(1, each=FULL), 3.0, 4, 5, Reason.DEMAND, id="grows to the load with a margin"),
+        pytest.param(model(4, ready=1, each=FULL), 3.0, 4, 4, Reason.STEADY, id="those starting count"),
+        pytest.param(model(4, each=FULL), 3.0, 4, 4, Reason.STEADY, id="keeps what fits"),
+        pytest.param(model(8, each=FULL), 3.0, 7, 7, Reason.SHRINK, id="gives one back, not all that are too many"),
+        pytest.param(
+            model(8, each=reading(40, 2, 0.5)), 3.0, 8, 8, Reason.HOLD, id="does not shrink while a request waits"
+        ),
+        pytest.param(
+            model(3, each=reading(99, 200, 0.5), queue_age_s=5.0), 3.0, 5, 5, Reason.QUEUE, id="a queue adds to it"
+        ),
+        pytest.param(
+            model(3, each=reading(99, 200, 0.5), queue_age_s=0.1), 3.0, 4, 4, Reason.DEMAND, id="a young queue does not"
+        ),
+        pytest.param(
+            model(5, each=reading(99, 1, 0.99), queue_age_s=0.1), 3.0, 6, 6, Reason.MEMORY, id="full caches add to it"
+        ),
+        pytest.param(model(2, each=reading(2, 0, sick=True)), 0.5, 3, 3, Reason.DEMAND, id="sick ones do not count"),
+        pytest.param(model(1), 0.0, 0, 0, Reason.IDLE, id="the last one goes when nothing came for long enough"),
+        pytest.param(model(1), 0.05, 1, 1, Reason.STEADY, id="the last one stays while requests come"),
+        pytest.param(
+            model(1, each=reading(1)), 0.0, 1, 1, Reason.STEADY, id="the last one stays with a request inside"
+        ),
+        pytest.param(
+            model(1, each=reading(0, gpu=0.5)), 0.0, 1, 1, Reason.STEADY, id="the last one stays while its GPU is busy"
+        ),
+        pytest.param(model(1, ready=0), 0.0, 1, 1, Reason.STEADY, id="the last one stays while it starts"),
+        pytest.param(model(0), 0.0, 0, 0, Reason.IDLE, id="stays at zero"),
+        pytest.param(model(0, held=1), 0.0, 1, 1, Reason.WAKE, id="a held request wakes it"),
+        pytest.param(
+            model(0, held=900, queue_age_s=4.0), 2.0, 3, 12, Reason.WAKE, id="many held requests wake more than one"
+        ),
+    ],
+)
+def test_what_it_asks_for(seen: ModelSeen, loads: float, least: int, most: int, reason: Reason) -> None:
+    """`loads`: the rate in replicas."""
+    wish = settled(seen, loads * RATE_RPS)
+    assert least <= wish.replicas <= most
+    assert wish.reason is reason
+
+
+def test_it_grows_at_once_and_then_waits_for_what_it_asked() -> None:
+    targets = Loop(RULE, lambda _: 4.0 * RATE_RPS, target=1).run(55.0)
+    assert targets[1] >= 5
+    assert set(targets[1:]) == {targets[1]}
+
+
+def test_it_does_not_shrink_before_the_hold_and_then_one_at_a_time() -> None:
+    rule = SloRule(hold_s=180.0, shrink_every_s=30.0)
+    targets = Loop(rule, lambda _: 1.2 * RATE_RPS, target=8).run(900.0)
+    changes = [n * TICK_S for n in range(1, len(targets)) if targets[n] != targets[n - 1]]
+    assert min(changes) >= 180.0
+    assert all(later - sooner >= 30.0 for sooner, later in pairwise(changes))
+    assert all(old - new in (0, 1) for old, new in pairwise(targets))
+    assert targets[-1] == 2
+
+
+def test_the_largest_need_of_the_hold_counts() -> None:
+    def busy_once(at_s: float) -> float:
+        return (6.0 if 600.0 <= at_s < 660.0 else 1.0) * RATE_RPS
+
+    loop = Loop(SloRule(forecast=False), busy_once, target=2)
+    peak = max(loop.run(700.0))
+    assert peak > 4
+    held = len(loop.targets)
+    assert set(loop.run(120.0)[held:]) == {peak}
+    assert loop.run(1800.0)[-1] < peak
+
+
+@given(start=st.integers(0, 12), loads=st.floats(0.0, 9.0))
+@settings(derandomize=True, max_examples=12, deadline=None)
+def test_constant_load_from_any_start_is_reached_without_turning_back(start: int, loads: float) -> None:
+    targets = Loop(RULE, lambda _: loads * RATE_RPS, target=start, of=spec(least=1)).run(1800.0)
+    assert reversals(targets) == 0
+    assert ceil(loads) <= targets[-1] <= max(1, ceil(1.6 * loads + 1))
+    assert len(set(targets[-30:])) == 1
+
+
+@pytest.mark.parametrize(
+    ("loads", "most_an_hour"),
+    [
+        pytest.param(0.6, 0, id="one replica"),
+        pytest.param(2.5, 0, id="few replicas"),
+        pytest.param(5.0, 0, id="many replicas"),
+        pytest.param(0.72, 4, id="just between one and two"),
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_chance_hardly_turns_it(loads: float, most_an_hour: int, seed: int) -> None:
+    """At the edge between two numbers the patience after a reversal bounds how often it turns."""
+    random = np.random.default_rng(seed)
+    counts = random.poisson(loads * RATE_RPS * TICK_S, 2000) / TICK_S
+    loop = Loop(RULE, lambda at_s: float(counts[int(at_s / TICK_S)]), target=ceil(loads) + 2, of=spec(least=1))
+    targets = loop.run(2 * 3600.0)
+    assert reversals(targets) <= 2 * most_an_hour
+    assert min(targets) >= loads
+
+
+def test_it_asks_for_no_fewer_at_a_higher_load() -> None:
+    ends = [Loop(RULE, lambda _, n=n: 0.5 * n * RATE_RPS).run(900.0)[-1] for n in range(18)]  # type: ignore[misc]
+    assert ends == sorted(ends)
+    assert ends[0] < ends[-1]
+
+
+def test_a_larger_margin_asks_for_no_fewer() -> None:
+    ends = [Loop(SloRule(burst_margin=margin), lambda _: 3.0 * RATE_RPS).run(900.0)[-1] for margin in (0.0, 1.5, 8.0)]
+    assert ends == sorted(ends)
+    assert ends[0] < ends[-1]
+
+
+def test_a_rising_load_is_met_earlier_with_the_forecast() -> None:
+    def rising(at_s: float) -> float:
+        return RATE_RPS * (1.0 + at_s / 300.0)
+
+    ahead, behind = (Loop(SloRule(forecast=forecast), rising).run(1500.0) for forecast in (True, False))
+    assert all(early >= late for early, late in zip(ahead, behind, strict=True))
+    assert sum(ahead) > sum(behind)
+
+
+@pytest.mark.parametrize(
+    ("loads", "missing", "least", "most"),
+    [
+        pytest.param(3.0, 0.2, 0.05, 0.8, id="misses at a load that should fit: slower than its profile"),
+        pytest.param(3.0, 0.0, 1.02, 1.5, id="no misses at a high load: faster than its profile"),
+        pytest.param(3.0, 0.005, 0.9, 1.1, id="the misses that may be: as its profile"),
+        pytest.param(0.5, 0.0, 1.0, 1.0, id="no misses at a low load say nothing"),
+        pytest.param(3.0, None, 1.0, 1.0, id="unknown misses say nothing"),
+    ],
+)
+def test_the_learnt_speed_moves_towards_the_truth(
+    loads: float, missing: float | None, least: float, most: float
+) -> None:
+    """`missing`: the share of requests that miss their SLO, of 1 % that may."""
+    speed = _speed(RULE, model(4, each=FULL), loads, missing)
+    assert least <= speed <= most
+
+
+def test_without_learning_the_speed_stays() -> None:
+    assert _speed(SloRule(learn_speed=False), model(4, each=FULL), 3.0, 0.2) == 1.0
+
+
+def test_misses_of_too_few_replicas_say_nothing_of_their_speed() -> None:
+    assert _speed(RULE, model(2, each=FULL), 3.0, 0.2) > 0.95
+
+
+def test_misses_that_become_known_late_are_no_misses_of_now() -> None:
+    memory = None
+    for n in range(40):
+        at_s, seen = loaded(model(4, each=FULL), n * TICK_S, 3.0 * RATE_RPS)
+        missed = None if n < 38 else 100_000.0
+        _, memory = RULE.wish(spec(), seen._replace(missed_total=missed), at_s, memory)
+    assert memory is not None
+    assert memory.speed >= 1.0
+
+
+def _speed(rule: SloRule, seen: ModelSeen, loads: float, missing: float | None) -> float:
+    """The speed learnt in twenty minutes of the same rate."""
+    memory = None
+    for n in range(240):
+        at_s, now = loaded(seen, n * TICK_S, loads * RATE_RPS)
+        missed = None if missing is None else (now.finished_total or 0.0) * missing
+        _, memory = rule.wish(spec(), now._replace(missed_total=missed), at_s, memory)
+    assert memory is not None
+    return memory.speed
+
+
+def test_after_a_reversal_it_is_more_patient() -> None:
+    def waves(at_s: float) -> float:
+        return (4.0 if at_s % 900.0 < 300.0 else 1.0) * RATE_RPS
+
+    calm, restless = (
+        Loop(SloRule(calm=calm, forecast=False), waves, target=2).run(2 * 3600.0) for calm in (True, False)
+    )
+    assert reversals(calm) < reversals(restless)
+
+
+BLIND = {"arrivals_total": None, "finished_total": None}
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        pytest.param(
+            model(3, each=reading(None, None, None, None), **BLIND), (3, Reason.BLIND), id="nothing known keeps"
+        ),
+        pytest.param(model(3, each=reading(None, None, None, 0.9), **BLIND), (3, Reason.BUSY), id="busy GPUs keep"),
+        pytest.param(model(3, each=reading(1), **BLIND), (3, Reason.BUSY), id="few requests inside keep"),
+        pytest.param(
+            model(1, each=reading(round(3 * HOLDS)), **BLIND), (4, Reason.DEMAND), id="many requests inside grow"
+        ),
+        pytest.param(model(0, held=1, **BLIND), (1, Reason.WAKE), id="a held request wakes"),
+        pytest.param(model(0, **BLIND), (0, Reason.BLIND), id="zero stays zero"),
+        pytest.param(
+            model(2, each=reading(1), prompt_tokens_total=None),
+            (2, Reason.BUSY),
+            id="tokens never known are no readings",
+        ),
+    ],
+)
+def test_without_counts_of_arrivals(seen: ModelSeen, expected: tuple[int, Reason]) -> None:
+    wish = answers(RULE, spec(), [(0.0, seen), (1200.0, seen)])[-1]
+    assert (wish.replicas, wish.reason) == expected
+
+
+def test_a_blind_moment_is_not_taken_for_a_jump() -> None:
+    loop = Loop(RULE, lambda _: 2.0 * RATE_RPS, target=3)
+    before = loop.run(900.0)[-1]
+    _, loop.memory = RULE.wish(loop.of, loop.see()._replace(arrivals_total=None), loop.at_s + 1.0, loop.memory)
+    assert loop.run(300.0)[-60:] == [before] * 60
+
+
+def test_a_model_that_has_just_gone_to_zero_stays_there() -> None:
+    rule = SloRule(idle_s=60.0)
+    targets = Loop(rule, lambda at_s: 1.0 if at_s < 300.0 else 0.0).run(900.0)
+    assert targets[-1] == 0
+    assert reversals(targets) == 0
+
+
+@given(
+    loads=st.lists(st.floats(0.0, 30.0), min_size=1, max_size=40),
+    least=st.integers(0, 3),
+    most=st.integers(3, 12),
+    start=st.integers(0, 12),
+)
+@settings(derandomize=True, max_examples=50, deadline=None)
+def test_through_a_policy_never_over_the_cap_nor_below_the_floor(
+    loads: list[float], least: int, most: int, start: int
+) -> None:
+    policy = Policy({"m": spec(least=least, most=most)}, RULE, LossArbiter())
+    memory: Any = {}
+    target, done = start, 0.0
+    for n, load in enumerate(loads):
+        done += load * RATE_RPS * 30.0
+        _, seen = loaded(model(target), 1.0, done)
+        decision, memory = policy.decide(Observation(n * 30.0, (seen,), 12), memory)
+        target = decision.targets["m"].replicas
+        assert least <= target <= most
+
+
+def test_a_replica_that_drains_is_neither_load_nor_supply() -> None:
+    draining = ReplicaSeen("d", Phase.DRAINING, 50, 50, 1.0, 1.0)
+    seen = model(3, each=reading(10))
+    with_it = seen._replace(replicas=(*seen.replicas, draining))
+    assert settled(with_it, 2.0 * RATE_RPS) == settled(seen, 2.0 * RATE_RPS)

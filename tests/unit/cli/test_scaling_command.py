@@ -1,0 +1,58 @@
+"""How `raylane scaling` shows a status."""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from raylane.autoscaling.idle import IdleReplica
+from raylane.autoscaling.scaler_status import Change, ModelStatus, ScalerStatus
+from raylane.cli.scaling import show
+
+CHANGE = Change("2026-01-01T00:00:00.000+00:00", "m", 1, 2, "requests wait too long", "need 1.4", True)
+STATUS = ScalerStatus(
+    policy="slo",
+    mode="act",
+    decided="2026-01-01T00:00:05.000+00:00",
+    models=(ModelStatus("m", 2, 3, 1, 1, 0, 4, "requests wait too long", "need 2.4"),),
+    changes=(CHANGE,),
+)
+
+
+def shown(status: ScalerStatus) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    data: dict[str, Any] = {**status.to_json(), "log": "/run/scaling.jsonl"}
+    show(console, data)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        pytest.param(STATUS, "m 1 -> 2: requests wait too long; need 1.4", id="a change with its reason and figures"),
+        pytest.param(replace(STATUS, changes=(CHANGE._replace(applied=False),)), "(not applied)", id="one not taken"),
+        pytest.param(
+            replace(STATUS, problem="no directory"), "not deciding: no directory", id="why nothing is decided"
+        ),
+        pytest.param(
+            replace(STATUS, mode="shadow", saved_gpu_hours=1.5, saved_usd=3.0, shadow_since="then"),
+            "would have saved 1.50 GPU hours ($3.00) since then",
+            id="what a shadow would have saved",
+        ),
+        pytest.param(
+            replace(STATUS, idle=(IdleReplica("r1", "m", "h", ("g",), 25.0, 50.0, "under 10% for 25.0 h, $50.00"),)),
+            "idle: m r1: under 10% for 25.0 h, $50.00",
+            id="idle replicas with their cost",
+        ),
+    ],
+)
+def test_the_status_for_people(status: ScalerStatus, text: str) -> None:
+    assert text in shown(status)
+
+
+def test_each_model_is_a_row() -> None:
+    (row,) = [line for line in shown(STATUS).splitlines() if "│ m " in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["m", "2", "3", "1", "1", "0", "4", CHANGE.reason]

@@ -1,0 +1,327 @@
+"""Requests that wait for a replica: order, limits, clients that leave, engines that die and come back."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from fake_engine import FakeEngine, serving
+
+from raylane.deployments.gateway import asked, holding, upstream
+from raylane.deployments.gateway import relay as relay_module
+from raylane.deployments.gateway.holding import HoldLimits
+from raylane.deployments.gateway.metrics import GatewayMetrics
+from raylane.deployments.gateway.relay import Relay
+from raylane.deployments.gateway.worker import build_app
+from raylane.deployments.reports import Endpoint, ModelTraffic, Table
+
+KEY = "key"
+
+
+class Front:
+    """One worker's app on a socket of its own, its table written by the test."""
+
+    def __init__(self, relay: Relay, begun: list[str], url: str, session: aiohttp.ClientSession) -> None:
+        self.relay = relay
+        self.begun = begun
+        self.url = url
+        self._session = session
+        self._version = 0
+
+    def ready(self, *engines: FakeEngine, models: tuple[str, ...] = ("m",)) -> None:
+        """These engines, and no others, are the replicas of model m."""
+        self._version += 1
+        endpoints = tuple(Endpoint(f"r{engine.port}", "m", engine.url, KEY, 0) for engine in engines)
+        self.relay.apply(Table("e", self._version, True, models, endpoints))
+
+    async def post(self, model: str = "m", **body: Any) -> "Reply":
+        async with self._session.post(self.url, json={"model": model, **body}) as answer:
+            return Reply(answer.status, dict(answer.headers), await answer.read())
+
+    async def held(self, count: int, **body: Any) -> list["asyncio.Task[Reply]"]:
+        """So many requests, numbered, each sent when the one before it waits."""
+        tasks, before = [], self.traffic.held
+        for number in range(count):
+            tasks.append(asyncio.create_task(self.post(number=number, **body)))
+            await until(lambda: self.traffic.held == before + len(tasks))
+        return tasks
+
+    @property
+    def traffic(self) -> ModelTraffic:
+        return self.relay.traffic().get("m", ModelTraffic())
+
+
+class Reply:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def message(self) -> str:
+        said: str = json.loads(self.body)["error"]["message"]
+        return said
+
+
+@asynccontextmanager
+async def front(timeout_s: float = 5.0, requests: int = 100) -> AsyncIterator[Front]:
+    metrics, begun = GatewayMetrics(), list[str]()
+    relay = Relay(metrics, HoldLimits(timeout_s, requests), begun.append)
+    runner = web.AppRunner(build_app(relay, metrics), handler_cancellation=True, shutdown_timeout=0.5)
+    await runner.setup()
+    server = socket.create_server(("127.0.0.1", 0))
+    await web.SockSite(runner, server).start()
+    try:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1/completions"
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            made = Front(relay, begun, url, session)
+            made.ready()
+            yield made
+    finally:
+        await runner.cleanup()
+
+
+async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {within_s} s"
+        await asyncio.sleep(0.01)
+
+
+def numbers(engine: FakeEngine) -> list[int]:
+    return [json.loads(seen.body)["number"] for seen in engine.seen]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole replies", "streams"])
+async def test_requests_that_waited_go_to_the_first_ready_replica_in_order_of_arrival(stream: bool) -> None:
+    async with front() as made, serving(KEY) as engine:
+        waiting = await made.held(8, stream=stream)
+        assert engine.seen == []
+        made.ready(engine)
+        replies = await asyncio.gather(*waiting)
+        assert [reply.status for reply in replies] == [200] * 8
+        assert sorted(reply.body for reply in replies) == sorted(engine.sent)
+        assert numbers(engine) == list(range(8))
+        assert made.traffic == ModelTraffic(received=8, admitted=8, completed=8)
+        assert made.begun == ["m"]
+
+
+async def test_they_spread_over_the_replicas_that_are_ready() -> None:
+    async with front() as made, serving(KEY) as one, serving(KEY) as two:
+        waiting = await made.held(6, fake={"first_s": 0.2})
+        made.ready(one, two)
+        assert {reply.status for reply in await asyncio.gather(*waiting)} == {200}
+        assert (numbers(one), numbers(two)) in (([0, 2, 4], [1, 3, 5]), ([1, 3, 5], [0, 2, 4]))
+
+
+async def test_another_models_replica_sets_nobody_free() -> None:
+    async with front(timeout_s=0.4) as made, serving(KEY) as engine:
+        (waiting,) = await made.held(1)
+        other = Endpoint("o", "other", engine.url, KEY, 0)
+        made.relay.apply(Table("e", 9, True, ("m", "other"), (other,)))
+        assert (await waiting).status == 503
+        assert engine.seen == []
+
+
+async def test_who_waited_too_long_is_told_to_come_again() -> None:
+    async with front(timeout_s=0.3) as made:
+        began_s = time.monotonic()
+        reply = await made.post()
+        assert 0.28 < time.monotonic() - began_s < 1.5
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
+        assert "no replica became ready within" in reply.message
+        assert made.traffic == ModelTraffic(received=1, rejected=1)
+
+
+async def test_with_a_timeout_of_zero_nobody_waits() -> None:
+    async with front(timeout_s=0.0) as made:
+        reply = await asyncio.wait_for(made.post(), 1.0)
+        assert (reply.status, made.begun) == (503, [])
+
+
+async def test_one_more_than_may_wait_is_refused_at_once_and_the_others_wait_on() -> None:
+    async with front(requests=2) as made, serving(KEY) as engine:
+        waiting = await made.held(2)
+        reply = await asyncio.wait_for(made.post(), 1.0)
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
+        assert "2 requests wait" in reply.message
+        made.ready(engine)
+        assert [one.status for one in await asyncio.gather(*waiting)] == [200, 200]
+
+
+async def test_large_bodies_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "MOST_BYTES", 3 << 20)
+    async with front() as made, serving(KEY) as engine:
+        waiting = await made.held(2, prompt="x" * (1 << 20))
+        assert (await asyncio.wait_for(made.post(prompt="x" * (1 << 20)), 2.0)).status == 503
+        made.ready(engine)
+        assert [one.status for one in await asyncio.gather(*waiting)] == [200, 200]
+        made.ready()
+        waiting = await made.held(2, prompt="x" * (1 << 20))  # what has left takes no room
+        made.ready(engine)
+        assert [one.status for one in await asyncio.gather(*waiting)] == [200, 200]
+
+
+async def test_a_client_that_leaves_frees_its_place() -> None:
+    async with front(requests=1) as made, serving(KEY) as engine:
+        (waiting,) = await made.held(1)
+        waiting.cancel()
+        await until(lambda: made.traffic.held == 0)
+        assert made.traffic == ModelTraffic(received=1, cancelled=1)
+        (waiting,) = await made.held(1)
+        made.ready(engine)
+        assert (await waiting).status == 200
+        assert len(engine.seen) == 1
+        assert made.begun == ["m", "m"]
+
+
+async def test_a_model_that_is_taken_off_is_a_404_also_for_those_who_wait() -> None:
+    async with front() as made:
+        (waiting,) = await made.held(1)
+        made.ready(models=("other",))
+        assert (await asyncio.wait_for(waiting, 1.0)).status == 404
+        assert (await asyncio.wait_for(made.post(), 1.0)).status == 404
+
+
+async def test_a_gateway_that_stops_sends_those_who_wait_elsewhere() -> None:
+    async with front() as made:
+        waiting = await made.held(2)
+        made.relay.stop_holding()
+        replies = [*await asyncio.gather(*waiting), await made.post()]
+        assert [(reply.status, "stopping" in reply.message) for reply in replies] == [(503, True)] * 3
+
+
+async def test_gauges_tell_how_many_wait_and_how_long() -> None:
+    async with front() as made:
+        waiting = await made.held(2)
+        await asyncio.sleep(0.2)
+        waiting += await made.held(1)
+        seen = made.traffic
+        assert (seen.held, seen.open, seen.received) == (3, 3, 3)
+        assert seen.oldest_held_age_s is not None
+        assert 0.2 <= seen.oldest_held_age_s < 2.0
+        assert seen.oldest_first_byte_wait_s is None
+        made.relay.stop_holding()
+        await asyncio.gather(*waiting)
+
+
+# Engines that die and come back.
+
+
+async def test_the_restart_of_a_models_only_replica_costs_nobody_an_error() -> None:
+    async with front() as made, serving(KEY) as before, serving(KEY) as after:
+        made.ready(before)
+        begun = [asyncio.create_task(made.post(fake={"first_s": 1.0})) for _ in range(3)]  # none has a first byte
+        await until(lambda: before.running == 3)
+        await before.stop()
+        late = [asyncio.create_task(made.post()) for _ in range(3)]  # still listed
+        await until(lambda: made.traffic.held == 6)
+        made.ready()
+        late.append(asyncio.create_task(made.post()))
+        await until(lambda: made.traffic.held == 7)
+        made.ready(after)
+        assert [reply.status for reply in await asyncio.gather(*begun, *late)] == [200] * 7
+        assert made.traffic == ModelTraffic(received=7, admitted=7, completed=7)
+
+
+async def test_a_request_that_breaks_a_living_engine_is_an_error_at_once() -> None:
+    async with front() as made, serving(KEY) as engine:
+        made.ready(engine)
+        reply = await asyncio.wait_for(made.post(fake={"die": "before_head"}), 2.0)
+        assert (reply.status, len(engine.seen)) == (502, 1)
+        assert made.traffic == ModelTraffic(received=1, admitted=1, failed=1)
+
+
+async def test_a_replica_that_stays_listed_and_cannot_be_reached_is_an_error_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_module, "LISTED_FOR_S", 0.5)
+    async with front() as made, serving(KEY) as engine:
+        made.ready(engine)
+        await engine.stop()
+        began_s = time.monotonic()
+        reply = await made.post()
+        assert (reply.status, "cannot be reached" in reply.message) == (502, True)
+        assert 0.45 < time.monotonic() - began_s < 2.5
+
+
+async def test_a_replica_that_can_be_reached_again_gets_what_waited_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asked, "AVOIDED_FOR_S", 0.2)
+    monkeypatch.setattr(relay_module, "LOOK_AGAIN_S", 0.1)
+    async with front() as made, serving(KEY) as engine:
+        made.ready(engine)
+        await engine.stop()
+        waiting = [asyncio.create_task(made.post()) for _ in range(5)]
+        await until(lambda: made.traffic.held == 5)
+        back = FakeEngine(KEY)
+        await back.listen(port=engine.port)
+        assert [reply.status for reply in await asyncio.gather(*waiting)] == [200] * 5
+        await back.stop()
+
+
+@pytest.fixture
+def knocks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Addresses to which new connections were tried."""
+    tried: list[str] = []
+    connect = upstream.UpstreamPool._connect
+
+    async def counted(self: upstream.UpstreamPool, url: str) -> upstream.Upstream:
+        tried.append(url)
+        return await connect(self, url)
+
+    monkeypatch.setattr(upstream.UpstreamPool, "_connect", counted)
+    return tried
+
+
+async def test_a_replica_that_could_not_be_reached_is_left_alone_for_a_while(
+    monkeypatch: pytest.MonkeyPatch, knocks: list[str]
+) -> None:
+    monkeypatch.setattr(asked, "AVOIDED_FOR_S", 0.5)
+    async with front() as made, serving(KEY) as dead, serving(KEY) as alive:
+        await dead.stop()
+        made.ready(dead, alive)
+        assert [(await made.post()).status for _ in range(10)] == [200] * 10
+        assert knocks.count(dead.url) == 1
+        await asyncio.sleep(0.6)
+        assert [(await made.post()).status for _ in range(4)] == [200] * 4
+        assert knocks.count(dead.url) == 2
+
+
+async def test_any_number_of_vanished_replicas_leaves_the_living_one(knocks: list[str]) -> None:
+    async with front() as made, serving(KEY) as a, serving(KEY) as b, serving(KEY) as c, serving(KEY) as alive:
+        for engine in (a, b, c):
+            await engine.stop()
+        made.ready(a, b, c, alive)
+        assert [(await made.post()).status for _ in range(8)] == [200] * 8
+        assert len(knocks) == 4
+
+
+# Queue age.
+
+
+async def test_the_queue_age_of_a_replica_is_that_of_its_oldest_stream_without_a_byte() -> None:
+    async with front() as made, serving(KEY) as engine:
+        made.ready(engine)
+        whole = asyncio.create_task(made.post(fake={"first_s": 1.2}))
+        await until(lambda: engine.running == 1)
+        assert made.traffic.first_byte_wait_s == {}  # its first byte is its end: that says nothing of a queue
+        first = asyncio.create_task(made.post(stream=True, fake={"first_s": 0.6}))
+        await until(lambda: engine.running == 2)
+        await asyncio.sleep(0.2)
+        second = asyncio.create_task(made.post(stream=True, fake={"first_s": 0.8, "each_s": 0.2}))
+        await until(lambda: engine.running == 3)
+        waits = made.traffic.first_byte_wait_s
+        assert list(waits) == [f"r{engine.port}"]
+        assert 0.2 <= waits[f"r{engine.port}"] < 0.6
+        await first
+        younger = made.traffic.oldest_first_byte_wait_s
+        assert younger is not None
+        assert 0.3 < younger < 0.7
+        await asyncio.gather(whole, second)
+        assert made.traffic.oldest_first_byte_wait_s is None
