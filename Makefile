@@ -7,7 +7,13 @@ TORCH := torch==2.13.0+cpu
 # Where PyTorch's CPU wheels come from when pip's own sources have none.
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: install demo test check unit serve launcher format clean
+STUDY := docs/results/autoscaling
+COMPILED := .compiled
+COMPILED_PYTHON := PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/python -P -m raylane.autoscaling.study
+SIMULATOR := $(addprefix raylane/deployments/simulator/,request.py prefix_cache.py scheduler.py step_model.py replica.py)
+KNOBS := autoscaling/study/knobs.json
+
+.PHONY: install demo test check unit serve launcher format clean autoscaling-study autoscaling-report
 
 install: $(INSTALLED)
 
@@ -43,9 +49,33 @@ serve: $(INSTALLED)
 launcher: $(INSTALLED)
 	$(BIN)/pytest tests/serve/test_launcher_namespaces.py
 
+# A copy of the packages with the simulator's hot modules compiled, made anew whenever a source changes. The knobs are
+# no source: tuning writes them.
+$(COMPILED)/.built: $(INSTALLED) $(shell find cluster deployments autoscaling -name '*.py' -o -name '*.yaml' -o -name '*.json' ! -path $(KNOBS))
+	rm -rf $(COMPILED)
+	mkdir $(COMPILED)
+	cp -rL src/raylane $(COMPILED)/
+	find $(COMPILED) -name '*.so' -delete
+	cd $(COMPILED) && $(CURDIR)/$(BIN)/mypyc --namespace-packages --explicit-package-bases $(SIMULATOR) >mypyc.log 2>&1 \
+		|| { find . -name '*.so' -delete; echo "mypyc failed ($(COMPILED)/mypyc.log; is there a C compiler?): the study runs uncompiled, a few times slower"; }
+	touch $@
+
+# Tunes, tests and bounds, from scratch many hours on two cores. What is recorded is not run again. The traces:
+# RAYLANE_TRACES (docs/autoscaling.md).
+autoscaling-study: $(COMPILED)/.built
+	$(COMPILED_PYTHON).tune $(STUDY)/tuning
+	cp $(COMPILED)/raylane/$(KNOBS) $(KNOBS)
+	cp $(KNOBS) $(STUDY)/knobs.json
+	$(COMPILED_PYTHON).run $(STUDY)
+	$(COMPILED_PYTHON).bounds $(STUDY)
+
+autoscaling-report: $(COMPILED)/.built
+	$(COMPILED_PYTHON).check $(STUDY)
+	$(COMPILED_PYTHON).report $(STUDY) docs/autoscaling.md
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(COMPILED) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -108,18 +108,21 @@ def estimate(history: Sequence[Sample], horizon_s: float, confidence: float) -> 
 
 
 def dispersion(history: Sequence[Sample]) -> float:
-    """Variance over mean of the arrivals between samples, at least 1.
+    """Variance over mean of the arrivals, at least 1.
 
-    From the differences of neighbours (von Neumann), so that a rise of the rate itself does not count as burstiness.
+    From the differences of neighbouring rates (von Neumann), so that a rise of the rate itself does not count as
+    burstiness; each is weighed by its interval, so that a gap between samples does not either.
     """
     if len(history) < 8:
         return 1.0
-    counts = [new.arrivals - old.arrivals for old, new in pairwise(history)]
-    mean = sum(counts) / len(counts)
-    if mean <= 0.0:
+    steps = [(new.at_s - old.at_s, new.arrivals - old.arrivals) for old, new in pairwise(history)]
+    mean_rps = (history[-1].arrivals - history[0].arrivals) / (history[-1].at_s - history[0].at_s)
+    if mean_rps <= 0.0:
         return 1.0
-    variance = sum((new - old) ** 2 for old, new in pairwise(counts)) / (2 * (len(counts) - 1))
-    return min(MOST_DISPERSION, max(1.0, variance / mean))
+    squares = sum(
+        (new / new_s - old / old_s) ** 2 / (1.0 / new_s + 1.0 / old_s) for (old_s, old), (new_s, new) in pairwise(steps)
+    )
+    return min(MOST_DISPERSION, max(1.0, squares / (len(steps) - 1) / mean_rps))
 
 
 def mix(history: Sequence[Sample]) -> Mix:

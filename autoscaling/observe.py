@@ -35,13 +35,16 @@ class Sums(NamedTuple):
     rejected: float = 0.0
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
+    missed: float | None = None
+    """None until an engine has told how many missed."""
 
 
-class Tokens(NamedTuple):
+class Counters(NamedTuple):
     """One replica's counters when it was last heard of."""
 
     prompt: float | None
     output: float | None
+    missed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ class Totals:
 
     sums: Mapping[str, Sums] = field(default_factory=dict)
     gateways: Mapping[str, dict[str, ModelTraffic]] = field(default_factory=dict)
-    replicas: Mapping[str, Tokens] = field(default_factory=dict)
+    replicas: Mapping[str, Counters] = field(default_factory=dict)
 
     def after(self, snapshot: Snapshot) -> "Totals":
         """With what has been counted since."""
         growth = traffic_growth(replace(snapshot, gateways=dict(self.gateways)), snapshot)
-        now = {report.replica_id: _tokens(report) for report in snapshot.replicas if _fresh(report, snapshot)}
+        now = {report.replica_id: _counters(report) for report in snapshot.replicas if _fresh(report, snapshot)}
         sums = dict(self.sums)
         for model, grown in growth.items():
             old = sums.get(model, Sums())
@@ -71,6 +74,7 @@ class Totals:
                 sums[report.model] = old._replace(
                     prompt_tokens=old.prompt_tokens + _grown(before.prompt, after.prompt),
                     output_tokens=old.output_tokens + _grown(before.output, after.output),
+                    missed=_more(old.missed, before.missed, after.missed),
                 )
         known = {replica: _known(self.replicas.get(replica), tokens) for replica, tokens in now.items()}
         return Totals(sums, _newest(self.gateways, snapshot.gateways), _newest(self.replicas, known))
@@ -122,6 +126,7 @@ def _model(
         replicas=replicas,
         arrivals_total=sums.arrivals if counted else None,
         finished_total=sums.finished,
+        missed_total=sums.missed,
         rejected_total=sums.rejected,
         prompt_tokens_total=sums.prompt_tokens,
         output_tokens_total=sums.output_tokens,
@@ -183,17 +188,16 @@ def _fresh(report: ReplicaReport, snapshot: Snapshot) -> bool:
     return snapshot.report_age_s.get(report.replica_id, math.inf) <= REPORT_STALE_S
 
 
-def _tokens(report: ReplicaReport) -> Tokens:
-    return Tokens(number(report.load.prompt_tokens_total), number(report.load.output_tokens_total))
+def _counters(report: ReplicaReport) -> Counters:
+    load = report.load
+    return Counters(number(load.prompt_tokens_total), number(load.output_tokens_total), number(load.missed_total))
 
 
-def _known(before: Tokens | None, now: Tokens) -> Tokens:
+def _known(before: Counters | None, now: Counters) -> Counters:
     """A reading that is missing now keeps the last one, so that nothing counted in between is lost."""
     if before is None:
         return now
-    return Tokens(
-        before.prompt if now.prompt is None else now.prompt, before.output if now.output is None else now.output
-    )
+    return Counters(*(old if new is None else new for old, new in zip(before, now, strict=True)))
 
 
 def _grown(before: float | None, now: float | None) -> float:
@@ -201,6 +205,11 @@ def _grown(before: float | None, now: float | None) -> float:
     if before is None or now is None:
         return 0.0
     return now - before if now >= before else now
+
+
+def _more(total: float | None, before: float | None, now: float | None) -> float | None:
+    """The total with what was added; unknown while no engine tells."""
+    return total if now is None else (total or 0.0) + _grown(before, now)
 
 
 def _newest(old: Mapping[str, T], new: Mapping[str, T]) -> dict[str, T]:

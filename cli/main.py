@@ -18,6 +18,7 @@ from raylane.cli.move import move
 from raylane.cli.node import cluster, node
 from raylane.cli.plan import plan
 from raylane.cli.profiles import profiles_command
+from raylane.cli.replay import replay_command
 from raylane.cli.report import report
 from raylane.cli.scaling import scaling
 from raylane.cli.status import status
@@ -36,6 +37,7 @@ for command in (demo, deploy, status, move, scaling, delete, schema, topology, p
     app.command()(command)
 app.command("calibrate")(calibrate_command)
 app.command("profiles")(profiles_command)
+app.command("replay")(replay_command)
 app.add_typer(node, name="node")
 app.add_typer(cluster, name="cluster")
 app.add_typer(export, name="export")

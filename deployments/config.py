@@ -20,6 +20,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.builtin import PREFIX, builtin_config
+from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.profiles import profile_of, with_profile
 from raylane.deployments.scaling_config import CapacityConfig, ScalingConfig
@@ -34,6 +35,10 @@ class Slo(StrictModel):
     ttft_ms_per_input_token: NonNegativeFloat = Field(0.0, description="Added allowance for each prompt token, in ms.")
     tpot_ms: PositiveFloat = Field(description="Mean time of each further output token, in ms.")
     attainment: float = Field(0.99, gt=0, le=1, description="Share of attempted requests that must be good.")
+
+    def limits(self) -> Limits:
+        """The same in seconds."""
+        return Limits(self.ttft_ms / 1e3, self.ttft_ms_per_input_token / 1e3, self.tpot_ms / 1e3)
 
 
 class ReplicaBounds(StrictModel):

@@ -49,6 +49,7 @@ class Replica:
         self._name = name
         self._model = model
         self._engine = engine
+        self._limits = None if model.slo is None else model.slo.limits()
         self._host = host
         self._directory = directory
         self._on_gpu_check = on_gpu_check
@@ -79,7 +80,7 @@ class Replica:
         self._lease = lease
         self._go_on()
         seat, cpus = self._seat(lease), await asyncio.to_thread(self._host.cpus, lease.choice.uuids)
-        self._seated = seated = SeatedEngine(self._id, self._name, self._engine, seat, cpus)
+        self._seated = seated = SeatedEngine(self._id, self._name, self._engine, seat, cpus, self._limits)
         self._report = replace(
             self._report,
             state=ReplicaState.STARTING,

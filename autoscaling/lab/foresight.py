@@ -11,6 +11,7 @@ from raylane.autoscaling.traces.trace import Trace
 
 Floats = NDArray[np.float64]
 
+SLICE_S = 5.0  # bursts as short as this matter to the first token
 SLOW_START_SIGMAS = 1.3  # nine cold starts of ten are faster
 
 
@@ -27,16 +28,27 @@ def window_loads(model: LabModel, trace: Trace, windows: int, window_s: float) -
     fills_s = np.array([1.0 / profile.requests_per_s(inputs, outputs) for inputs, outputs in pairs])
     stays_s = service_s(model, trace)
     need, requests = np.zeros(windows), np.zeros(windows)
-    first = (trace.at_s // window_s).astype(np.int64)
-    for later in range(int((stays_s.max() + window_s) // window_s) + 1):
-        window = first + later
-        begin_s, end_s = window * window_s, (window + 1) * window_s
-        inside_s = np.minimum(trace.at_s + stays_s, end_s) - np.maximum(trace.at_s, begin_s)
+    at_s, later = trace.at_s, 0
+    while len(at_s):
+        window = (at_s // window_s).astype(np.int64) + later
+        inside_s = np.minimum(at_s + stays_s, (window + 1) * window_s) - np.maximum(at_s, window * window_s)
         share = np.maximum(inside_s, 0.0) / stays_s
-        window = np.minimum(window, windows - 1)
-        need += np.bincount(window, share * fills_s, windows) / window_s
-        requests += np.bincount(window, share, windows)
+        into = np.minimum(window, windows - 1)
+        need += np.bincount(into, share * fills_s, windows) / window_s
+        requests += np.bincount(into, share, windows)
+        stays_on = at_s + stays_s > (window + 1) * window_s
+        at_s, stays_s, fills_s, later = at_s[stays_on], stays_s[stays_on], fills_s[stays_on], later + 1
     return need, requests
+
+
+def peak_loads(model: LabModel, trace: Trace, windows: int, window_s: float) -> tuple[Floats, Floats]:
+    """For each window the replicas that its fullest `SLICE_S` seconds fill, and the requests served in it."""
+    slices = max(1, round(window_s / SLICE_S))
+    slice_s = window_s / slices
+    after = math.ceil(max(service_s(model, trace), default=0.0) / slice_s) + 1  # what ends after the last window
+    need, requests = window_loads(model, trace, windows * slices + after, slice_s)
+    shape = (windows, slices)
+    return need[:-after].reshape(shape).max(axis=1), requests[:-after].reshape(shape).sum(axis=1)
 
 
 def service_s(model: LabModel, trace: Trace) -> Floats:

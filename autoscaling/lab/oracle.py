@@ -1,145 +1,101 @@
 """The clairvoyant oracle: the replicas somebody would ask for who knew every request beforehand.
 
 It pays for cold starts and drains as every policy does, so what it does is possible; what is left to be gained below
-it is between it and `fluid_bound`. Time is cut into windows. A plan gives each model a number of ready replicas in each
-window, and costs
-
-    GPU-seconds held, loading and draining included  +  penalty x requests expected to miss
-
-where the share of a window's load that is above its replicas' capacity is expected to miss. The cheapest plan is found
-by dynamic programming over the replicas of all models. Two things are beyond it. Queues may outlive a window, so
-`best_oracle` has the replay confirm a plan. And while one model loads, another that shrinks may still hold the GPUs:
+it is between it and `fluid_bound`. Its plans are those of `schedule`. Two things are beyond them: queues may outlive a
+window, so the replay has to confirm a plan; and while one model loads, another that shrinks may still hold the GPUs:
 the plan looks at the window of the change only, and in the replay such a replica waits, as it does for everybody.
 """
 
-import itertools
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.lab.foresight import drain_s, lead_windows, window_loads
-from raylane.autoscaling.lab.outcome import FLUID_WINDOW_S, fluid_replicas, outcome
+from raylane.autoscaling.lab.outcome import FLUID_WINDOW_S, Outcome, fluid_replicas, outcome
 from raylane.autoscaling.lab.pareto import Point
-from raylane.autoscaling.lab.setup import Setup
+from raylane.autoscaling.lab.schedule import Future, Schedule, Scheduled, asked_gpu_hours, foresee
+from raylane.autoscaling.lab.setup import LabModel, Setup
 from raylane.autoscaling.lab.world import ModelState, World
-from raylane.autoscaling.observation import ModelSeen
-from raylane.autoscaling.policy import ModelSpec, Policy, Unshared, Wish
+from raylane.autoscaling.policy import Policy, Unshared
 
-Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
-
-WINDOW_S = 60.0
-PENALTY_GPU_S = 10.0
-MOST_LOAD = 1.5
-LEAST_LOAD = 0.3
-REPLAYS, REPLAYS_NEAR = 6, 4
+MOST_LOAD = 2.0
+LEAST_LOAD = 0.15
+REPLAYS, REPLAYS_NEAR, REPLAYS_TOGETHER = 7, 4, 6
 NEAR = 1.4
-PENALTIES = (10.0, 3.0, 30.0)
+TIGHTER = 0.95
+PENALTIES = (10.0, 3.0, 30.0, 100.0)
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Replicas of each model over time. `changes` are (time of asking, replicas from then on), rising in time."""
+class Margins:
+    """What a plan was made with, by model name."""
 
-    initial: Mapping[str, int]
-    changes: Mapping[str, tuple[tuple[float, int], ...]]
+    headroom: Mapping[str, float]
+    """The share of a replica's capacity that is used."""
+    penalty_gpu_s: Mapping[str, float]
+    """GPU-seconds that one missed request is worth."""
 
-    def replicas(self, name: str, at_s: float) -> int:
-        """Replicas to have asked for at this time."""
-        changes = self.changes[name]
-        before = bisect_right(changes, at_s, key=lambda change: change[0])
-        return changes[before - 1][1] if before else self.initial[name]
+    def tighter(self, names: Sequence[str]) -> "Margins":
+        """A little less used of the replicas of these models."""
+        headroom = {name: value * (TIGHTER if name in names else 1.0) for name, value in self.headroom.items()}
+        return replace(self, headroom=headroom)
 
-
-@dataclass(frozen=True)
-class Scheduled:
-    """Wishes for what a schedule says, whatever is seen."""
-
-    schedule: Schedule
-
-    def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: None) -> tuple[Wish, None]:
-        return Wish(self.schedule.replicas(spec.name, at_s), Reason.STATIC), None
+    def used_more(self, factor: float) -> "Margins":
+        """The headroom of every model times the factor."""
+        return replace(self, headroom={name: value * factor for name, value in self.headroom.items()})
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """The cheapest plan that the replay confirmed, and every plan it tried."""
+    """The cheapest schedule that the replay confirmed, and every one it tried. Means over the seeds."""
 
     schedule: Schedule
-    headroom: float
+    margins: Margins | None
+    """None for a schedule that was not planned."""
     attainment: float
+    """Of the requests of all models."""
+    models: Mapping[str, float]
+    """Attainment of each model that had requests."""
     gpu_hours: float
     points: tuple[Point, ...]
+    """Attainment as it was asked for, pooled or of the worst model, and cost of every schedule tried on all models."""
     reached: bool
-    """False: no plan tried attains what was asked for; this is the one that attains most."""
+    """False: nothing tried attains what was asked for; this is the one that attains most."""
 
-
-@dataclass(frozen=True)
-class Costs:
-    """What a plan is judged by. One row for each window, one column for each model, except where said."""
-
-    need: Floats
-    """Replicas that the load fills, as a fraction."""
-    requests: Floats
-    gpus: tuple[int, ...]
-    lead: tuple[int, ...]
-    """Windows from asking for a replica until it is ready."""
-    drain_s: tuple[float, ...]
-    window_s: float
-    penalty_gpu_s: float
-    """GPU-seconds that one missed request is worth."""
-
-    def holding(self, counts: Counts) -> Floats:
-        """GPU-seconds and penalties of each number of replicas (columns: models) in each window: windows x rows."""
-        total = np.zeros((len(self.need), len(counts)))
-        for model, gpus in enumerate(self.gpus):
-            have = counts[:, model][None, :]
-            need = self.need[:, model][:, None]
-            missed = np.maximum(need - have, 0.0) / np.maximum(need, 1e-9)
-            total += gpus * have * self.window_s
-            total += self.penalty_gpu_s * missed * self.requests[:, model][:, None]
-        return total
-
-    def changing(self, counts: Counts) -> Floats:
-        """GPU-seconds of loading and draining from each number of replicas (rows) to each other (columns)."""
-        total = np.zeros((len(counts), len(counts)))
-        for model, gpus in enumerate(self.gpus):
-            change = counts[:, model][None, :] - counts[:, model][:, None]
-            loading_s = self.lead[model] * self.window_s
-            total += gpus * np.where(change > 0, change * loading_s, -change * self.drain_s[model])
-        return total
-
-
-def plan(
-    setup: Setup, headroom: float, *, penalty_gpu_s: float = PENALTY_GPU_S, window_s: float = WINDOW_S
-) -> Schedule:
-    """The cheapest schedule with perfect foresight. `headroom`: the share of a replica's capacity that is used."""
-    costs = _costs(setup, headroom, penalty_gpu_s, window_s)
-    bounds = [(model.spec.min_replicas, model.spec.max_replicas) for model in setup.models]
-    fleet = sum(len(host.gpus) for host in setup.hosts)
-    return _schedule(setup, cheapest_plan(costs, bounds, fleet), costs)
+    @property
+    def worst_model(self) -> float:
+        """The attainment of the model that attains least."""
+        return min(self.models.values(), default=1.0)
 
 
 def best_oracle(
-    setup: Setup, attainment: float = 0.99, seeds: Sequence[int] = (1,), *, penalties_gpu_s: Sequence[float] = PENALTIES
+    setup: Setup,
+    attainment: float = 0.99,
+    seeds: Sequence[int] = (1,),
+    *,
+    each: bool = False,
+    penalties_gpu_s: Sequence[float] = PENALTIES,
+    known: Sequence[Schedule] = (),
+    near: Margins | None = None,
 ) -> Oracle:
-    """The cheapest plan found that attains this in the replay, on average over the seeds.
+    """The cheapest schedule found that attains this in the replay, on average over the seeds.
 
-    For each penalty the highest headroom that is enough is found by bisection: for the first one among all, for the
-    others, in fewer replays, near the best one so far.
+    Attainment is pooled: the share of all requests of all models. For each penalty the highest headroom that is enough
+    is found by bisection: for the first one among all, for the others, in fewer replays, near the best one so far.
+    With `each` every model attains it by itself: the search is made for each model alone on the whole fleet, then for
+    all together, with less used of the replicas of those that miss in each other's company.
+
+    `known` schedules are tried too where they may be cheaper, and pooled, plans `near` these margins: those found with
+    `each` let models differ.
     """
-    search = _Search(setup, attainment, seeds)
-    search.bisect(LEAST_LOAD, MOST_LOAD, penalties_gpu_s[0], REPLAYS)
-    for penalty_gpu_s in penalties_gpu_s[1:]:
-        near = search.best().headroom
-        search.bisect(near / NEAR, near * NEAR, penalty_gpu_s, REPLAYS_NEAR)
-    points = tuple(Point(one.attainment, one.gpu_hours) for one in search.tried)
-    return replace(search.best(), points=points)
+    if each:
+        return _best_each(setup, attainment, seeds, penalties_gpu_s, known)
+    search = _search(setup, attainment, seeds, penalties_gpu_s, known)
+    if near is not None:
+        search.bisect(near, 1.0 / NEAR, NEAR, REPLAYS_NEAR)
+    return search.found()
 
 
 def replay_schedule(setup: Setup, schedule: Schedule, seed: int) -> World:
@@ -162,108 +118,157 @@ def fluid_bound(setup: Setup) -> float:
     )
 
 
-def cheapest_plan(costs: Costs, bounds: Sequence[tuple[int, int]], fleet: int) -> Counts:
-    """Ready replicas of each model (columns) in each window (rows) with the least cost.
-
-    `bounds` are each model's fewest and most replicas, `fleet` the GPUs there are. From one window to the next, what
-    grows finds its GPUs beside those of what shrinks. Nothing grows before its lead has passed.
-    """
-    counts = _states(costs.gpus, bounds, fleet)
-    changing = np.where(_fits(counts, costs.gpus, fleet), costs.changing(counts), np.inf)
-    holding = costs.holding(counts)
-    windows = len(holding)
-    best = holding[0]
-    came_from = np.zeros((windows, len(counts)), dtype=np.int64)
-    for window in range(1, windows):
-        total = best[:, None] + _without_early(changing, counts, costs.lead, window)
-        came_from[window] = total.argmin(axis=0)
-        best = total[came_from[window], np.arange(len(counts))] + holding[window]
-    path = np.empty(windows, dtype=np.int64)
-    path[-1] = best.argmin()
-    for window in range(windows - 1, 0, -1):
-        path[window - 1] = came_from[window, path[window]]
-    return counts[path]
-
-
-def _states(gpus: Sequence[int], bounds: Sequence[tuple[int, int]], fleet: int) -> Counts:
-    every = itertools.product(*(range(low, min(high, fleet) + 1) for low, high in bounds))
-    fitting = [counts for counts in every if sum(g * n for g, n in zip(gpus, counts, strict=True)) <= fleet]
-    return np.array(fitting, dtype=np.int64)
+def _best_each(
+    setup: Setup,
+    attainment: float,
+    seeds: Sequence[int],
+    penalties_gpu_s: Sequence[float],
+    known: Sequence[Schedule],
+) -> Oracle:
+    alone = [
+        _search(_alone(setup, model), attainment, seeds, penalties_gpu_s, [_only(one, model) for one in known])
+        for model in setup.models
+    ]
+    search = _Search(setup, attainment, seeds, each=True)
+    search.replay(_together([one.best().schedule for one in alone]))
+    margins = _joined([one.best_planned() for one in alone])
+    for _ in range(REPLAYS_TOGETHER):
+        tried = search.plan(margins)
+        if tried.reached:
+            break
+        margins = margins.tighter([name for name, attained in tried.models.items() if attained < attainment])
+    search.replay_cheaper(known)
+    return search.found()
 
 
-def _fits(counts: Counts, gpus: Sequence[int], fleet: int) -> NDArray[np.bool_]:
-    """Whether the replicas of both sides of a change have room at once: from (rows), to (columns)."""
-    both = np.maximum(counts[:, None, :], counts[None, :, :])
-    return np.asarray((both * np.asarray(gpus)).sum(axis=2) <= fleet)
+def _search(
+    setup: Setup,
+    attainment: float,
+    seeds: Sequence[int],
+    penalties_gpu_s: Sequence[float],
+    known: Sequence[Schedule],
+) -> "_Search":
+    """A search of which every model has the same headroom and penalty."""
+    search = _Search(setup, attainment, seeds)
+    for penalty_gpu_s in penalties_gpu_s:
+        search.bisect_near(penalty_gpu_s)
+    search.replay_cheaper(known)
+    return search
 
 
-def _without_early(changing: Floats, counts: Counts, lead: Sequence[int], window: int) -> Floats:
-    """The costs of changes, without growth that would have been asked for before the start."""
-    early = [model for model, windows in enumerate(lead) if window < windows]
-    if not early:
-        return changing
-    grows = counts[None, :, early] > counts[:, None, early]
-    return np.where(grows.any(axis=2), np.inf, changing)
+def _alone(setup: Setup, model: LabModel) -> Setup:
+    return replace(setup, models=(model,), traces={model.spec.name: setup.traces[model.spec.name]})
 
 
-def _costs(setup: Setup, headroom: float, penalty_gpu_s: float, window_s: float) -> Costs:
-    end_s = max(trace.duration_s for trace in setup.traces.values())
-    windows = max(1, math.ceil(end_s / window_s))
-    loads = [window_loads(m, setup.traces[m.spec.name], windows, window_s) for m in setup.models]
-    return Costs(
-        need=np.column_stack([need / headroom for need, _ in loads]),
-        requests=np.column_stack([requests for _, requests in loads]),
-        gpus=tuple(m.spec.gpus for m in setup.models),
-        lead=tuple(lead_windows(m, window_s) for m in setup.models),
-        drain_s=tuple(drain_s(m, setup.traces[m.spec.name]) for m in setup.models),
-        window_s=window_s,
-        penalty_gpu_s=penalty_gpu_s,
-    )
+def _only(schedule: Schedule, model: LabModel) -> Schedule:
+    name = model.spec.name
+    return Schedule({name: schedule.initial[name]}, {name: schedule.changes[name]})
 
 
-def _schedule(setup: Setup, path: Counts, costs: Costs) -> Schedule:
-    initial, changes = {}, {}
-    for index, model in enumerate(setup.models):
-        ready, lead = path[:, index], costs.lead[index]
-        asked = np.zeros(len(ready), dtype=np.int64)  # changes of the target, by window
-        steps = np.diff(ready)
-        windows = np.flatnonzero(steps) + 1
-        np.add.at(asked, np.where(steps[windows - 1] > 0, windows - lead, windows), steps[windows - 1])
-        targets = ready[0] + np.cumsum(asked)
-        when = np.flatnonzero(asked)
-        initial[model.spec.name] = int(ready[0])
-        changes[model.spec.name] = tuple((float(w * costs.window_s), int(targets[w])) for w in when)
-    return Schedule(initial, changes)
+def _together(schedules: Sequence[Schedule]) -> Schedule:
+    initial = {name: count for one in schedules for name, count in one.initial.items()}
+    return Schedule(initial, {name: changes for one in schedules for name, changes in one.changes.items()})
+
+
+def _joined(margins: Sequence[Margins]) -> Margins:
+    headroom = {name: value for one in margins for name, value in one.headroom.items()}
+    return Margins(headroom, {name: value for one in margins for name, value in one.penalty_gpu_s.items()})
 
 
 @dataclass
 class _Search:
-    """Plans tried so far. The same schedule is not replayed twice."""
+    """Schedules tried so far. The same one is not replayed twice."""
 
     setup: Setup
     attainment: float
     seeds: Sequence[int]
+    each: bool = False
     tried: list[Oracle] = field(default_factory=list)
+
+    @cached_property
+    def future(self) -> Future:
+        return foresee(self.setup)
+
+    def found(self) -> Oracle:
+        """The best, with what was tried."""
+        points = tuple(Point(self.attained(one), one.gpu_hours) for one in self.tried)
+        return replace(self.best(), points=points)
 
     def best(self) -> Oracle:
         """The cheapest that is enough, else the one that attains most."""
-        enough = [one for one in self.tried if one.reached]
-        if enough:
-            return min(enough, key=lambda one: one.gpu_hours)
-        return max(self.tried, key=lambda one: one.attainment)
+        return self._best(self.tried)
 
-    def bisect(self, low: float, high: float, penalty_gpu_s: float, replays: int) -> None:
+    def best_planned(self) -> Margins:
+        """What the best of the plans was made with."""
+        margins = self._best([one for one in self.tried if one.margins is not None]).margins
+        assert margins is not None  # noqa: S101
+        return margins
+
+    def attained(self, one: Oracle) -> float:
+        return one.worst_model if self.each else one.attainment
+
+    def bisect_all(self, penalty_gpu_s: float) -> None:
+        """Every model with the same headroom and penalty."""
+        self.bisect(self._same(1.0, penalty_gpu_s), LEAST_LOAD, MOST_LOAD, REPLAYS)
+
+    def bisect_near(self, penalty_gpu_s: float) -> None:
+        """The same near the best plan so far; among all where none was enough."""
+        if not any(one.reached for one in self.tried):
+            self.bisect_all(penalty_gpu_s)
+            return
+        (headroom,) = set(self.best_planned().headroom.values())
+        self.bisect(self._same(headroom, penalty_gpu_s), 1.0 / NEAR, NEAR, REPLAYS_NEAR)
+
+    def bisect(self, margins: Margins, low: float, high: float, replays: int) -> None:
+        """The highest factor on the headrooms that is enough."""
         for _ in range(replays):
-            headroom = (low * high) ** 0.5
-            self.tried.append(self._try(headroom, penalty_gpu_s))
-            low, high = (headroom, high) if self.tried[-1].reached else (low, headroom)
+            factor = (low * high) ** 0.5
+            reached = self.plan(margins.used_more(factor)).reached
+            low, high = (factor, high) if reached else (low, factor)
 
-    def _try(self, headroom: float, penalty_gpu_s: float) -> Oracle:
-        schedule = plan(self.setup, headroom, penalty_gpu_s=penalty_gpu_s)
+    def _same(self, headroom: float, penalty_gpu_s: float) -> Margins:
+        names = [model.spec.name for model in self.setup.models]
+        return Margins(dict.fromkeys(names, headroom), dict.fromkeys(names, penalty_gpu_s))
+
+    def plan(self, margins: Margins) -> Oracle:
+        """What became of the plan with these margins."""
+        return self.replay(self.future.plan(margins.headroom, margins.penalty_gpu_s), margins)
+
+    def replay(self, schedule: Schedule, margins: Margins | None = None) -> Oracle:
+        """What became of a schedule."""
         for other in self.tried:
             if other.schedule == schedule:
-                return replace(other, headroom=headroom)
+                self.tried.append(replace(other, margins=margins))
+                return self.tried[-1]
         found = [outcome(replay_schedule(self.setup, schedule, seed)) for seed in self.seeds]
-        attained = sum(one.attainment for one in found) / len(found)
-        gpu_hours = sum(one.gpu_hours for one in found) / len(found)
-        return Oracle(schedule, headroom, attained, gpu_hours, (), attained >= self.attainment)
+        one = Oracle(
+            schedule=schedule,
+            margins=margins,
+            attainment=float(np.mean([each.attainment for each in found])),
+            models=_by_model(found),
+            gpu_hours=float(np.mean([each.gpu_hours for each in found])),
+            points=(),
+            reached=False,
+        )
+        self.tried.append(replace(one, reached=self.attained(one) >= self.attainment))
+        return self.tried[-1]
+
+    def replay_cheaper(self, known: Sequence[Schedule]) -> None:
+        """Replay those of these schedules that may beat the best so far."""
+        for schedule in known:
+            enough = [one.gpu_hours for one in self.tried if one.reached]
+            if asked_gpu_hours(self.setup, schedule) < min(enough, default=math.inf):
+                self.replay(schedule)
+
+    def _best(self, among: Sequence[Oracle]) -> Oracle:
+        enough = [one for one in among if one.reached]
+        if enough:
+            return min(enough, key=lambda one: (one.gpu_hours, one.margins is None))
+        return max(among, key=self.attained)
+
+
+def _by_model(found: Sequence[Outcome]) -> dict[str, float]:
+    goods: dict[str, list[float]] = {}
+    for model in (model for one in found for model in one.models if model.requests):
+        goods.setdefault(model.name, []).append(model.good / model.requests)
+    return {name: float(np.mean(shares)) for name, shares in goods.items()}

@@ -90,7 +90,8 @@ PLANNER_SPACE: Space = {
     "target_load": (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
     "down_sensitivity": (0.2, 0.4, 0.6, 0.8),
 }
-MARGINS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+MARGINS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.5)
+SHARE_LEVELS = (0.85, 0.7, 0.55, 0.4, 0.25, 0.15)
 
 
 def _slo(description: str, **preset: object) -> RuleEntry:
@@ -104,6 +105,7 @@ RULES: dict[str, RuleEntry] = {
     "slo": _slo("raylane's own: the load expected when a new replica would be ready, with a margin for bursts"),
     "slo-no-forecast": _slo("raylane's own without the trend over the cold start", forecast=False),
     "slo-no-learning": _slo("raylane's own with the profile's speed as it is", learn_speed=False),
+    "slo-no-reserve": _slo("raylane's own without a reserve learnt from bursts", burst_learning=0.0),
     "slo-no-calm": _slo("raylane's own without more patience after a reversal", calm=False),
     "slo-no-margin": _slo("raylane's own without the margin for bursts", burst_margin=0.0),
     "slo-no-hold": _slo("raylane's own shrinking as soon as the load fits", hold_s=0.0),
@@ -116,7 +118,7 @@ RULES: dict[str, RuleEntry] = {
         RayDefault,
         "Ray Serve's default aiming at a share of the profile's concurrency",
         "target_share",
-        SHARES,
+        SHARE_LEVELS,
         RAY_SPACE,
         {"target_share": 0.7},
     ),
@@ -131,7 +133,7 @@ RULES: dict[str, RuleEntry] = {
         Utilization,
         "work over capacity: above 70 % one more, below 40 % one fewer, 15 min cooldown",
         "high",
-        (0.95, 0.9, 0.8, 0.7, 0.6, 0.5),
+        (0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
         UTILIZATION_SPACE,
         {"effective": True},
     ),
@@ -139,22 +141,24 @@ RULES: dict[str, RuleEntry] = {
         QueueOnly,
         "room in queues and KV caches, as llm-d's first saturation rule",
         "spare_kv",
-        (0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.7),
         QUEUE_SPACE,
     ),
-    "kpa": RuleEntry(Kpa, "requests per replica with a panic window, as Knative's", "target_share", SHARES, KPA_SPACE),
+    "kpa": RuleEntry(
+        Kpa, "requests per replica with a panic window, as Knative's", "target_share", SHARE_LEVELS, KPA_SPACE
+    ),
     "apa": RuleEntry(
         Apa,
         "in proportion to KV use and waiting requests, as AIBrix's",
         "kv_target",
-        (0.8, 0.65, 0.5, 0.35, 0.2, 0.1),
+        (0.65, 0.5, 0.35, 0.2, 0.1, 0.05),
         APA_SPACE,
     ),
     "planner": RuleEntry(
         Planner,
         "a floor from a forecast and steps from the queue, as Dynamo's planner",
         "target_load",
-        (1.1, 1.0, 0.9, 0.8, 0.7, 0.6),
+        (0.9, 0.8, 0.7, 0.6, 0.5, 0.35),
         PLANNER_SPACE,
     ),
 }

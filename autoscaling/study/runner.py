@@ -6,16 +6,11 @@ from collections.abc import Iterable
 from multiprocessing import get_context
 from typing import Any
 
-from raylane.autoscaling.arbiter import LossArbiter
 from raylane.autoscaling.lab.outcome import outcome
-from raylane.autoscaling.lab.setup import Setup
+from raylane.autoscaling.lab.policies import make_policy
 from raylane.autoscaling.lab.world import World
-from raylane.autoscaling.policy import Arbiter, Policy, Unshared
-from raylane.autoscaling.rules.registry import build_rule
 from raylane.autoscaling.study.job import Job, Records
 from raylane.autoscaling.study.load import setup_of
-
-OWN_RULES = ("slo",)  # rules that come with raylane's arbiter; the others get GPUs as Ray gives them
 
 
 def run_jobs(jobs: Iterable[Job], records: Records, workers: int) -> int:
@@ -38,11 +33,5 @@ def _run(job: Job) -> tuple[Job, dict[str, Any]]:
 def run_job(job: Job) -> dict[str, Any]:
     """The outcome of one job. Depends on nothing but the job, the plan and the traces."""
     setup = setup_of(job)
-    return outcome(World(setup, policy_of(job, setup), job.seed).run()).to_json()
-
-
-def policy_of(job: Job, setup: Setup) -> Policy:
-    """The job's policy for the models of the setup."""
-    arbiter: Arbiter = LossArbiter() if job.rule.split("-")[0] in OWN_RULES else Unshared()
-    specs = {model.spec.name: model.spec for model in setup.models}
-    return Policy(specs, build_rule(job.rule, **job.knobs), arbiter, name=job.policy)
+    policy = make_policy(setup, job.rule, job.knobs, job.policy)
+    return outcome(World(setup, policy, job.seed).run()).to_json()

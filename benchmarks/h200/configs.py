@@ -19,6 +19,22 @@ TINY = {
     "enable_prefix_caching": False,
     "env": {"OMP_NUM_THREADS": "1"},
 }
+SCALED = {
+    "replicas": {"min": 0, "max": 2},
+    "slo": {"ttft_ms": 1000, "ttft_ms_per_input_token": 0.25, "tpot_ms": 60},
+    "cold_start_s": 90,
+    "drain_timeout_s": 120,
+}
+# The rule's usual patience would not fit into ten minutes: it shrinks after 3 minutes, goes to zero after 10, and after
+# a reversal waits for half an hour.
+SCALING = {
+    "policy": "slo",
+    "decide_every_s": 5,
+    "warm_up_s": 20,
+    "knobs": {"hold_s": 30.0, "shrink_every_s": 10.0, "idle_s": 15.0, "calm": False},
+}
+# Sixteen requests in a batch, so that a load which two cores can carry needs two replicas.
+SIMULATED = {"kind": "simulator", "max_num_seqs": 16, "max_model_len": 8192, "cold_start_s": 6.0}
 
 
 def config(models: dict[str, dict[str, Any]], tiny: bool) -> DeploymentConfig:
@@ -26,6 +42,15 @@ def config(models: dict[str, dict[str, Any]], tiny: bool) -> DeploymentConfig:
     if tiny:
         models = {name: {**model, "source": "builtin:tiny-llama", "engine": TINY} for name, model in models.items()}
     return DeploymentConfig.model_validate({"models": models, "gateway": {"port": PORT}})
+
+
+def scaled(tiny: bool) -> DeploymentConfig:
+    """One 8B model between zero and two replicas; `tiny` simulates its engines."""
+    engine = SIMULATED if tiny else {**DUMMY, "max_num_seqs": 256}
+    model = {"source": "builtin:llama-3-8b-shape", "engine": engine, **SCALED}
+    return DeploymentConfig.model_validate(
+        {"models": {"llama-8b": model}, "gateway": {"port": PORT}, "scaling": SCALING}
+    )
 
 
 def eights(replicas: int) -> dict[str, dict[str, Any]]:

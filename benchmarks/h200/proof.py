@@ -7,6 +7,7 @@ overhead  one 8B engine, bare and through raylane, alternating            1 GPU
 scaling   1, 2 and 4 replicas of 8B behind one gateway                    4 GPUs
 fault     kill -9 of an engine under load                                 with scaling: on its four replicas
 mixed     2 x 8B and 1 x 70B TP=2 from one config, alone and together     4 GPUs
+autoscaling  from zero, up and down with the load, a move, a GPU in use   2 GPUs
 links     70B TP=2 without the custom all-reduce, and without peer access 4 GPUs; as it is: in `mixed`
 
 --tiny puts tiny models on the CPU in place of all of them: that tries the script, not the hardware.
@@ -30,7 +31,9 @@ import ray  # noqa: E402 - the token comes first
 
 from raylane.benchmarks.environment import describe_environment  # noqa: E402
 from raylane.benchmarks.h200 import configs  # noqa: E402
+from raylane.benchmarks.h200.autoscaling import autoscaling  # noqa: E402
 from raylane.benchmarks.h200.fault import kill_under_load  # noqa: E402
+from raylane.benchmarks.h200.gpu_use import Gpus, RealGpus, RecordedGpus  # noqa: E402
 from raylane.benchmarks.h200.load import run_many, run_one  # noqa: E402
 from raylane.benchmarks.pairs import Load, Way, compare, one_case_plan  # noqa: E402
 from raylane.benchmarks.plan import BenchmarkPlan, Case, ConcurrencyLoad, Stream  # noqa: E402
@@ -47,8 +50,9 @@ READY_WITHIN_S = 420.0
 class Proof:
     """What all parts share: the cluster, where results go, and whether models are tiny."""
 
-    def __init__(self, out: Path, tiny: bool, api: ServeApi, also: frozenset[str]) -> None:
+    def __init__(self, out: Path, tiny: bool, api: ServeApi, also: frozenset[str], gpus: Gpus) -> None:
         self.out = out
+        self.gpus = gpus
         self.runs = Path("runs/h200")
         self.tiny = tiny
         self.api = api
@@ -209,7 +213,7 @@ def links_of(proof: Proof, model: str) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Proof], None]] = {
-    part.__name__: part for part in (hardware, overhead, scaling, fault, mixed, links)
+    part.__name__: part for part in (hardware, overhead, scaling, fault, mixed, links, autoscaling)
 }
 
 
@@ -223,9 +227,11 @@ def main() -> None:
     arguments.add_argument("--clients", type=int, nargs="*", default=[], help="overhead: only these concurrencies")
     chosen = arguments.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
+    recorded = chosen.tiny and "autoscaling" in chosen.parts  # simulated engines; set before Ray starts
+    gpus: Gpus = RecordedGpus(chosen.out / "two-gpus.json") if recorded else RealGpus()
     with local_ray(cpus=16, gpus=chosen.gpus) as context:
         print(f"ray {ray.__version__}", flush=True)
-        proof = Proof(chosen.out, chosen.tiny, ServeApi(dashboard_url(context)), frozenset(chosen.parts))
+        proof = Proof(chosen.out, chosen.tiny, ServeApi(dashboard_url(context)), frozenset(chosen.parts), gpus)
         environment = describe_environment({"ray": ray.__version__, "models": "random weights (load_format dummy)"})
         proof.write("environment", environment)
         proof.pairs, proof.clients = chosen.pairs, frozenset(chosen.clients)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raylane.cluster.allreduce import AllReduceSettings
+from raylane.deployments.engines.misses import Limits, missed_total
 from raylane.deployments.engines.process import Launch
 
 
@@ -34,6 +35,7 @@ class EngineLoad:
     kv_use: float | None = None  # share of the KV cache in use, 0 to 1
     prompt_tokens_total: float | None = None
     output_tokens_total: float | None = None
+    missed_total: float | None = None  # requests that missed the model's SLO, as far as the histograms tell
 
 
 class Engine(Protocol):
@@ -50,8 +52,10 @@ class Engine(Protocol):
 SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})? +(\S+)", re.MULTILINE)
 
 
-def read_load(metrics_text: str, names: Mapping[str, str]) -> EngineLoad:
+def read_load(metrics_text: str, names: Mapping[str, str], limits: Limits | None = None) -> EngineLoad:
     """Pick the load out of a Prometheus text page; samples that differ in labels only are added up.
+
+    `limits` are those of the model's SLO; without them misses are not counted.
 
     A page that is a JSON list (TensorRT-LLM's) holds iterations, of which the last one counts.
     """
@@ -61,12 +65,14 @@ def read_load(metrics_text: str, names: Mapping[str, str]) -> EngineLoad:
     for name, value in SAMPLE.findall(metrics_text):
         with suppress(ValueError):  # an error page has words where a sample has its number
             sums[name] = sums.get(name, 0.0) + float(value)
+    prompt_tokens = _first(sums, names, "prompt_tokens_total")
     return EngineLoad(
         waiting=_whole(_first(sums, names, "waiting")),
         running=_whole(_first(sums, names, "running")),
         kv_use=_first(sums, names, "kv_use"),
-        prompt_tokens_total=_first(sums, names, "prompt_tokens_total"),
+        prompt_tokens_total=prompt_tokens,
         output_tokens_total=_first(sums, names, "output_tokens_total"),
+        missed_total=None if limits is None else missed_total(metrics_text, names, limits, prompt_tokens),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Self
 import aiohttp
 
 from raylane.deployments.engines.base import EngineLoad, read_load
+from raylane.deployments.engines.misses import Limits
 
 
 class EngineClient:
@@ -48,9 +49,9 @@ class EngineClient:
             if tokens != 1:
                 raise aiohttp.ClientError(f"no token came: {text[:500]}")
 
-    async def load(self, names: Mapping[str, str], timeout_s: float) -> EngineLoad:
-        """The engine's counters now."""
+    async def load(self, names: Mapping[str, str], timeout_s: float, limits: Limits | None = None) -> EngineLoad:
+        """The engine's counters now; misses are counted against `limits`."""
         async with self._session.get(
             f"{self._url}/metrics", timeout=aiohttp.ClientTimeout(total=timeout_s)
         ) as response:
-            return read_load(await response.text(), names)
+            return read_load(await response.text(), names, limits)

@@ -10,6 +10,7 @@ import aiohttp
 from raylane.cluster.affinity import cpu_list
 from raylane.deployments.engines.base import Engine, EngineLoad, Seat
 from raylane.deployments.engines.client import EngineClient
+from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.process import EngineProcess
 from raylane.deployments.progress import Progress, follow, sickness
 
@@ -25,7 +26,13 @@ class SeatedEngine:
     """An engine where it was told to sit: start(), then until_sick(), until_idle() and load(), at last stop()."""
 
     def __init__(
-        self, replica_id: str, model: str, engine: Engine, seat: Seat, cpus: tuple[int, ...] | None = None
+        self,
+        replica_id: str,
+        model: str,
+        engine: Engine,
+        seat: Seat,
+        cpus: tuple[int, ...] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.seat = seat
         self.url = f"http://{seat.host}:{seat.port}"
@@ -33,6 +40,7 @@ class SeatedEngine:
         self.ready = False  # it has generated a token
         self.load = EngineLoad()  # as last read
         self._engine = engine
+        self._limits = limits
         self._process = EngineProcess(replica_id, engine.launch(seat), cpus)
         self._client = EngineClient(self.url, seat.api_key, model)
         self._progress_s = time.monotonic()
@@ -94,7 +102,7 @@ class SeatedEngine:
 
     async def _read_load(self) -> EngineLoad:
         try:
-            return await self._client.load(self._engine.gauges, HEALTH_TIMEOUT_S)
+            return await self._client.load(self._engine.gauges, HEALTH_TIMEOUT_S, self._limits)
         except (aiohttp.ClientError, TimeoutError):
             return EngineLoad()
 

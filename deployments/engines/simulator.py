@@ -19,6 +19,8 @@ class SimulatorEngine:
         "kv_use": "vllm:kv_cache_usage_perc",
         "prompt_tokens_total": "vllm:prompt_tokens_total",
         "output_tokens_total": "vllm:generation_tokens_total",
+        "ttft": "vllm:time_to_first_token_seconds",
+        "tpot": "vllm:request_time_per_output_token_seconds",
     }
 
     def __init__(self, name: str, model: ModelConfig, engine: SimulatorConfig) -> None:

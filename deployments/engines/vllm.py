@@ -24,6 +24,8 @@ class VllmEngine:
         "kv_use": "vllm:kv_cache_usage_perc|vllm:gpu_cache_usage_perc",
         "prompt_tokens_total": "vllm:prompt_tokens_total",
         "output_tokens_total": "vllm:generation_tokens_total",
+        "ttft": "vllm:time_to_first_token_seconds",
+        "tpot": "vllm:request_time_per_output_token_seconds",
     }
 
     def __init__(self, name: str, model: ModelConfig, folder: str) -> None:

@@ -68,6 +68,7 @@ class EngineMetrics(Collector):
         self._model = model
         self._speedup = speedup
         self._ttft, self._gap, self._latency = Histogram(TTFT_S), Histogram(GAP_S), Histogram(E2E_S)
+        self._tpot = Histogram(GAP_S)
         self._finished = 0
         self.cancelled = 0
         engine.gaps = self._gap.observe
@@ -106,12 +107,15 @@ class EngineMetrics(Collector):
         yield self._successes()
         yield self._histogram("vllm:time_to_first_token_seconds", self._ttft)
         yield self._histogram("vllm:inter_token_latency_seconds", self._gap)
+        yield self._histogram("vllm:request_time_per_output_token_seconds", self._tpot)
         yield self._histogram("vllm:e2e_request_latency_seconds", self._latency)
 
     def _add(self, outcome: Outcome) -> None:
         self._finished += 1
         self._ttft.observe(outcome.ttft_s / self._speedup)
         self._latency.observe(outcome.latency_s / self._speedup)
+        if outcome.tpot_s is not None:
+            self._tpot.observe(outcome.tpot_s / self._speedup)
 
     def _labels(self) -> tuple[list[str], list[str]]:
         return ["model_name", "engine"], [self._model, "0"]

@@ -7,17 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_lab import load, model, setup, trace
 
-from raylane.autoscaling.lab.foresight import window_loads
-from raylane.autoscaling.lab.oracle import (
-    Costs,
-    Schedule,
-    best_oracle,
-    cheapest_plan,
-    fluid_bound,
-    plan,
-    replay_schedule,
-)
+from raylane.autoscaling.lab.foresight import SLICE_S, peak_loads, window_loads
+from raylane.autoscaling.lab.oracle import Margins, best_oracle, fluid_bound, replay_schedule
 from raylane.autoscaling.lab.outcome import outcome
+from raylane.autoscaling.lab.schedule import Costs, Schedule, asked_gpu_hours, cheapest_plan, plan
 from raylane.autoscaling.lab.setup import Setup
 from raylane.autoscaling.lab.static import cheapest_static, replay_static
 from raylane.autoscaling.traces.trace import Trace
@@ -33,7 +26,7 @@ def needs(most: float) -> st.SearchStrategy[list[list[float]]]:
 
 def costs(need: list[list[float]], lead: tuple[int, int], drain_s: float, penalty_gpu_s: float) -> Costs:
     requests = np.array(need) * 7.0
-    return Costs(np.array(need), requests, GPUS, lead, (drain_s, 2 * drain_s), 60.0, penalty_gpu_s)
+    return Costs(np.array(need), requests, GPUS, lead, (drain_s, 2 * drain_s), 60.0, (penalty_gpu_s, 3 * penalty_gpu_s))
 
 
 def price(made: Costs, path: tuple[tuple[int, ...], ...], fleet: int) -> float:
@@ -51,7 +44,7 @@ def price(made: Costs, path: tuple[tuple[int, ...], ...], fleet: int) -> float:
             total += GPUS[m] * (-grown * made.drain_s[m] if grown < 0 else 0.0)
             if made.need[window, m] > counts[m]:
                 above = 1.0 - counts[m] / made.need[window, m]
-                total += made.penalty_gpu_s * above * made.requests[window, m]
+                total += made.penalty_gpu_s[m] * above * made.requests[window, m]
     return total
 
 
@@ -76,7 +69,7 @@ def test_no_plan_is_cheaper(
 def test_a_day_of_two_models_takes_seconds() -> None:
     rng = np.random.default_rng(1)
     need = rng.uniform(0, 6, (1440, 2))
-    made = Costs(need, need * 100, (1, 2), (2, 3), (10.0, 20.0), 60.0, 30.0)
+    made = Costs(need, need * 100, (1, 2), (2, 3), (10.0, 20.0), 60.0, (30.0, 30.0))
     begin_s = time.process_time()
     path = cheapest_plan(made, [(0, 12), (0, 5)], 12)
     assert time.process_time() - begin_s < 10.0
@@ -113,6 +106,14 @@ def test_a_schedule_holds_from_its_changes_on() -> None:
     assert [schedule.replicas("a", at_s) for at_s in (0.0, 59.9, 60.0, 119.0, 120.0, 1e6)] == [2, 2, 3, 3, 1, 1]
 
 
+def test_what_is_asked_for_is_what_a_replay_without_load_holds() -> None:
+    made = setup([model(gpus=2, sigma=0.0)], {"a": trace(duration_s=600.0)})
+    schedule = Schedule({"a": 2}, {"a": ((60.0, 3), (300.0, 1))})
+    assert asked_gpu_hours(made, schedule) == pytest.approx(2 * (2 * 60 + 3 * 240 + 1 * 300) / 3600)
+    held = outcome(replay_schedule(made, schedule, 1)).gpu_hours
+    assert asked_gpu_hours(made, schedule) == pytest.approx(held, rel=0.02)
+
+
 def test_a_lower_headroom_never_holds_less() -> None:
     hours = [outcome(replay_schedule(one_model(), plan(one_model(), load), 1)).gpu_hours for load in (0.9, 0.6, 0.4)]
     assert hours == sorted(hours)
@@ -136,6 +137,105 @@ def test_what_no_fleet_attains_the_oracle_does_not_either() -> None:
     oracle = best_oracle(made, 0.99, penalties_gpu_s=(10.0,))
     assert not oracle.reached
     assert oracle.attainment < 0.99
+
+
+def two_models() -> Setup:
+    """Many steady requests on one, few requests in bursts on the other."""
+    bursts = [(at_s + 0.01 * n, 100, 50) for at_s in (70.0, 250.0, 255.0) for n in range(25)]
+    traces = {"a": load(8.0, 420.0), "b": trace(*bursts, duration_s=420.0)}
+    return setup([model("a", least=1, most=4), model("b", gpus=2, least=1, most=4)], traces)
+
+
+def test_with_each_no_model_is_left_below_and_pooled_one_may_be() -> None:
+    made = two_models()
+    pooled = best_oracle(made, 0.96, penalties_gpu_s=(30.0,))
+    each = best_oracle(made, 0.96, each=True, penalties_gpu_s=(30.0,))
+    assert (pooled.reached, each.reached) == (True, True)
+    assert pooled.worst_model < 0.96 <= pooled.attainment
+    assert each.worst_model >= 0.96
+    found = outcome(replay_schedule(made, each.schedule, 1))
+    assert {one.name: one.good / one.requests for one in found.models} == each.models
+    assert (found.attainment, found.gpu_hours) == (each.attainment, each.gpu_hours)
+    assert each.margins is not None
+    assert each.margins.headroom["b"] < each.margins.headroom["a"]
+    fixed = cheapest_static(made, 0.96, each=True)
+    assert fixed is not None
+    assert each.gpu_hours <= outcome(replay_static(made, fixed, 1)).gpu_hours
+
+
+def test_with_each_it_says_what_was_reached_where_the_fleet_is_too_small_for_both() -> None:
+    traces = {"a": load(25.0, 90.0), "b": load(25.0, 90.0, seed=2)}  # each alone fills about 7 of the 12 GPUs
+    made = setup([model("a", least=1), model("b", least=1)], traces)
+    oracle = best_oracle(made, 0.99, each=True, penalties_gpu_s=(10.0,))
+    assert not oracle.reached
+    assert oracle.worst_model == min(oracle.models.values()) < 0.99
+    assert oracle.worst_model == max(point.attainment for point in oracle.points)
+
+
+def test_with_one_model_each_is_pooled() -> None:
+    made = setup([model(least=1)], {"a": load(6.0, 300.0)})
+    pooled, each = (best_oracle(made, 0.98, each=each, penalties_gpu_s=(10.0,)) for each in (False, True))
+    assert (each.schedule, each.attainment, each.gpu_hours) == (pooled.schedule, pooled.attainment, pooled.gpu_hours)
+    assert each.worst_model == each.attainment
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_a_known_schedule_that_is_enough_is_never_beaten_by_a_dearer_plan(each: bool) -> None:
+    made = setup([model(least=1, cold_start_s=3600.0)], {"a": stepped()})  # nothing can grow in time
+    known = Schedule({"a": 4}, {"a": ()})
+    gpu_hours = outcome(replay_schedule(made, known, 1)).gpu_hours
+    oracle = best_oracle(made, 0.99, each=each, penalties_gpu_s=(0.01,), known=[known])
+    assert oracle.reached
+    assert oracle.gpu_hours <= gpu_hours
+    assert not best_oracle(made, 0.99, each=each, penalties_gpu_s=(0.01,)).reached
+
+
+def test_near_margins_that_differ_by_model_pooled_plans_cost_no_more() -> None:
+    made = two_models()
+    each = best_oracle(made, 0.96, each=True, penalties_gpu_s=(30.0,))
+    without = best_oracle(made, 0.96, penalties_gpu_s=(30.0,))
+    near = best_oracle(made, 0.96, penalties_gpu_s=(30.0,), near=each.margins)
+    assert near.reached
+    assert near.gpu_hours <= without.gpu_hours
+    assert set(without.points) < set(near.points)
+
+
+def test_tighter_margins_use_less_of_the_models_that_are_named_only() -> None:
+    before = Margins({"a": 0.8, "b": 0.6}, {"a": 10.0, "b": 30.0})
+    after = before.tighter(["b"])
+    assert after.headroom["a"] == 0.8
+    assert 0.5 < after.headroom["b"] < 0.6
+    assert after.penalty_gpu_s == before.penalty_gpu_s
+
+
+def test_the_headroom_of_one_model_changes_its_own_replicas_only() -> None:
+    made = two_models()
+    same, other = plan(made, {"a": 0.8, "b": 0.8}), plan(made, {"a": 0.8, "b": 0.3})
+    assert same == plan(made, 0.8)
+    assert (other.initial["a"], other.changes["a"]) == (same.initial["a"], same.changes["a"])
+    assert (other.initial["b"], other.changes["b"]) != (same.initial["b"], same.changes["b"])
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    requests=st.lists(
+        st.tuples(st.floats(0, 599), st.integers(1, 900), st.integers(1, 400)), min_size=1, max_size=30
+    ).map(sorted)
+)
+def test_the_fullest_seconds_of_a_window_fill_no_less_than_all_of_it(requests: list[tuple[float, int, int]]) -> None:
+    mean, served = window_loads(model(), trace(*requests), 30, 60.0)  # windows enough for all to end
+    peak, counted = peak_loads(model(), trace(*requests), 30, 60.0)
+    assert (peak >= mean - 1e-9).all()
+    assert (peak <= mean * 60.0 / SLICE_S + 1e-9).all()
+    assert counted == pytest.approx(served)
+
+
+def test_what_ends_after_the_last_window_is_no_peak_in_it() -> None:
+    given = trace((58.0, 1, 400), (59.0, 1, 400))
+    peak, requests = peak_loads(model(), given, 1, 60.0)
+    longer, _ = peak_loads(model(), given, 2, 60.0)
+    assert peak[0] == pytest.approx(longer[0])
+    assert 0 < requests[0] < 2
 
 
 def test_every_request_and_all_its_work_is_in_the_windows() -> None:

@@ -1,0 +1,117 @@
+"""What of a replay plan is run: its policies, scenarios and seeds, narrowed and checked before anything starts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from raylane.autoscaling.lab.plan import PolicyChoice, ReplayPlan, Scenario, find_trace
+from raylane.autoscaling.rules.registry import RULES
+from raylane.cluster.errors import UsageError
+
+PLANS = Path(__file__).parents[1] / "plans"
+BOUNDS = {"oracle": "knows every request beforehand", "static": "the cheapest fixed fleet"}
+BOUND_KNOBS: Mapping[str, Any] = {"attainment": 0.99, "each": True}
+
+
+def plan_file(name: Path) -> Path:
+    """The file, or the plan of this name that raylane ships."""
+    shipped = PLANS / f"{name}.yaml"
+    if name.exists() or not shipped.is_file():
+        if not name.is_file():
+            known = ", ".join(sorted(path.stem for path in PLANS.glob("*.yaml")))
+            raise UsageError(f"{name}: no such plan; raylane ships {known}")
+        return name
+    return shipped
+
+
+def narrowed(
+    plan: ReplayPlan,
+    *,
+    policies: Sequence[str] = (),
+    scenarios: Sequence[str] = (),
+    knobs: Mapping[str, Any] | None = None,
+    seeds: int | None = None,
+) -> ReplayPlan:
+    """The plan with only these; empty means all of the plan's. Knobs go to every policy that has them.
+
+    UsageError, naming what there is, for what is unknown.
+    """
+    chosen = with_knobs([_policy(plan, name) for name in policies] or list(plan.policies), knobs or {})
+    if not chosen:
+        raise UsageError(f"plan {plan.name} names no policies; name one with --policy: {', '.join(known_rules())}")
+    names = [choice.name for choice in chosen]
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise UsageError(f"policy {', '.join(double)} is there twice; a label tells two of one rule apart")
+    for choice in chosen:
+        check_choice(choice)
+    kept = {name: _scenario(plan, name) for name in scenarios} or plan.scenarios
+    return plan.model_copy(update={"policies": tuple(chosen), "scenarios": kept, "seeds": seeds or plan.seeds})
+
+
+def known_rules() -> list[str]:
+    return [*RULES, *BOUNDS]
+
+
+def knobs_of(rule: str) -> dict[str, Any]:
+    """Every knob of a rule with its default; MISSING where there is none. UsageError for an unknown rule."""
+    if rule in BOUNDS:
+        return dict(BOUND_KNOBS)
+    if rule not in RULES:
+        raise UsageError(f"policy {rule!r} is unknown; there are {', '.join(known_rules())}")
+    return {knob.name: knob.default for knob in fields(RULES[rule].rule)}
+
+
+def check_choice(choice: PolicyChoice) -> None:
+    """UsageError for an unknown rule, an unknown knob, or a value that is not of the default's kind."""
+    known = knobs_of(choice.rule)
+    for knob, value in choice.knobs.items():
+        if knob not in known:
+            raise UsageError(f"policy {choice.name!r} has no knob {knob!r}; it has {', '.join(known)}")
+        default = known[knob]
+        if default is not MISSING and default is not None and not _alike(value, default):
+            raise UsageError(f"policy {choice.name!r}: knob {knob} is like {default!r}, not {value!r}")
+
+
+def with_knobs(choices: Sequence[PolicyChoice], knobs: Mapping[str, Any]) -> list[PolicyChoice]:
+    """Each choice with those of the knobs that it has. UsageError for a knob that none has."""
+    known = {choice.rule: knobs_of(choice.rule) for choice in choices}
+    for knob in knobs:
+        if not any(knob in each for each in known.values()):
+            have = "; ".join(f"{rule} has {', '.join(each)}" for rule, each in known.items())
+            raise UsageError(f"no policy has a knob {knob!r}: {have}")
+    return [
+        choice.model_copy(
+            update={"knobs": choice.knobs | {knob: v for knob, v in knobs.items() if knob in known[choice.rule]}}
+        )
+        for choice in choices
+    ]
+
+
+def need_traces(scenario: Scenario, folder: Path) -> None:
+    """UsageError when a file that the scenario needs is not there."""
+    for traffic in scenario.traffic.values():
+        for name in filter(None, (traffic.trace, traffic.rates, traffic.lengths)):
+            find_trace(name, folder)
+
+
+def _policy(plan: ReplayPlan, name: str) -> PolicyChoice:
+    by_name = {choice.name: choice for choice in plan.policies}
+    if name not in by_name and name not in known_rules():
+        every = dict.fromkeys([*by_name, *known_rules()])
+        raise UsageError(f"policy {name!r} is unknown; there are {', '.join(every)}")
+    return by_name.get(name) or PolicyChoice(rule=name)
+
+
+def _scenario(plan: ReplayPlan, name: str) -> Scenario:
+    if name not in plan.scenarios:
+        raise UsageError(f"scenario {name!r} is not in plan {plan.name}; there are {', '.join(plan.scenarios)}")
+    return plan.scenarios[name]
+
+
+def _alike(value: object, default: object) -> bool:
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int | float):
+        return isinstance(value, int | float)
+    return isinstance(value, type(default))

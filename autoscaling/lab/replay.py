@@ -1,0 +1,95 @@
+"""Run a replay plan: every policy on every scenario and seed, in virtual time."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from raylane.autoscaling.lab.choices import BOUND_KNOBS, BOUNDS, need_traces
+from raylane.autoscaling.lab.oracle import best_oracle, replay_schedule
+from raylane.autoscaling.lab.outcome import outcome
+from raylane.autoscaling.lab.plan import PolicyChoice, ReplayPlan, base_trace, lab_models, make_setup, seeded_trace
+from raylane.autoscaling.lab.policies import make_policy
+from raylane.autoscaling.lab.setup import Setup
+from raylane.autoscaling.lab.static import cheapest_static, replay_static
+from raylane.autoscaling.lab.world import World
+
+Targets = Mapping[str, Sequence[tuple[float, int]]]
+"""Replicas asked for, by model: (time, replicas from then on)."""
+Where = tuple[str, int]
+"""Scenario and seed."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One policy on one seed of one scenario."""
+
+    scenario: str
+    policy: str
+    rule: str
+    knobs: Mapping[str, Any]
+    seed: int
+    outcome: Mapping[str, Any] | None
+    """As JSON; None for a bound that does not exist: no fixed fleet is enough."""
+    targets: Targets
+    note: str = ""
+
+
+def replay(plan: ReplayPlan, folder: Path, workers: int) -> Iterator[list[Replayed]]:
+    """The policies of each scenario and seed, as they end, in the plan's order. `folder`: where the plan's files are.
+
+    UsageError before anything runs when a trace is missing.
+    """
+    for scenario in plan.scenarios.values():
+        need_traces(scenario, folder)
+    seeds = range(plan.first_seed, plan.first_seed + plan.seeds)
+    wheres = [(scenario, seed) for scenario in plan.scenarios for seed in seeds]
+    run = partial(replay_all, plan, folder)
+    if workers == 1 or len(wheres) == 1:
+        yield from map(run, wheres)
+        return
+    with get_context("fork").Pool(min(workers, len(wheres))) as pool:
+        yield from pool.imap(run, wheres)
+
+
+def replay_all(plan: ReplayPlan, folder: Path, where: Where) -> list[Replayed]:
+    """Every policy on one seed of one scenario."""
+    scenario, seed = where
+    traffic = plan.scenarios[scenario].traffic
+    traces = {name: seeded_trace(base_trace(item, name, folder), item, seed) for name, item in traffic.items()}
+    setup = make_setup(plan, scenario, plan.hosts(folder), lab_models(plan), traces)
+    return [replay_one(setup, choice, seed) for choice in plan.policies]
+
+
+def replay_one(setup: Setup, choice: PolicyChoice, seed: int) -> Replayed:
+    """One policy or bound."""
+    if choice.rule in BOUNDS:
+        world, note = _replay_bound(setup, choice, seed)
+    else:
+        world, note = World(setup, make_policy(setup, choice.rule, choice.knobs, choice.name), seed).run(), ""
+    return Replayed(
+        setup.name,
+        choice.name,
+        choice.rule,
+        choice.knobs,
+        seed,
+        None if world is None else outcome(world).to_json(),
+        {} if world is None else {model.name: tuple(model.targets) for model in world.models},
+        note,
+    )
+
+
+def _replay_bound(setup: Setup, choice: PolicyChoice, seed: int) -> tuple[World | None, str]:
+    knobs = {**BOUND_KNOBS, **choice.knobs}
+    attainment, each = float(knobs["attainment"]), bool(knobs["each"])
+    whose = "every model" if each else "all requests"
+    if choice.rule == "static":
+        counts = cheapest_static(setup, attainment, seed, each=each)
+        if counts is None:
+            return None, f"no fixed fleet reaches {attainment:g} of {whose}"
+        return replay_static(setup, counts, seed), ", ".join(f"{count} x {name}" for name, count in counts.items())
+    oracle = best_oracle(setup, attainment, (seed,), each=each)
+    note = "" if oracle.reached else f"no plan found reaches {attainment:g} of {whose}; this one attains most"
+    return replay_schedule(setup, oracle.schedule, seed), note

@@ -1,0 +1,86 @@
+"""What a replay leaves in a folder: results.json, results.csv, pareto.svg and replicas-SCENARIO.svg."""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from raylane.autoscaling.lab.figure import Panel, pareto_figure, replicas_figure, save_svg
+from raylane.autoscaling.lab.pareto import Point
+from raylane.autoscaling.lab.plan import ReplayPlan
+from raylane.autoscaling.lab.replay import Replayed, Targets
+from raylane.autoscaling.lab.summary import Summary, summary
+
+OWN = "slo"
+KEYS = ("scenario", "policy", "rule", "knobs", "seed", "note")
+
+
+def summaries(runs: Iterable[Replayed]) -> dict[str, dict[str, Summary]]:
+    """Means over seeds, by scenario and policy. A policy without any outcome is left out."""
+    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.outcome is not None:
+            found[run.scenario][run.policy].append(run.outcome)
+    return {scenario: {name: summary(each) for name, each in by.items()} for scenario, by in found.items()}
+
+
+def results(plan: ReplayPlan, runs: Sequence[Replayed]) -> dict[str, Any]:
+    """Plan, means over seeds, and every run, as JSON."""
+    means = {scenario: {name: asdict(found) for name, found in by.items()} for scenario, by in summaries(runs).items()}
+    each = [{**{key: getattr(run, key) for key in KEYS}, "outcome": run.outcome} for run in runs]
+    return {"simulated": True, "plan": plan.model_dump(mode="json"), "means": means, "runs": each}
+
+
+def write_results(plan: ReplayPlan, runs: Sequence[Replayed], folder: Path) -> list[Path]:
+    """Write every file; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, data, figure = (folder / name for name in ("results.csv", "results.json", "pareto.svg"))
+    data.write_text(json.dumps(results(plan, runs), indent=2) + "\n", encoding="utf-8")
+    _write_csv(runs, table)
+    save_svg(pareto_figure(_panels(runs), OWN), figure)
+    drawn = [_draw_replicas(scenario, runs, folder) for scenario in dict.fromkeys(run.scenario for run in runs)]
+    return [data, table, figure, *drawn]
+
+
+def _write_csv(runs: Sequence[Replayed], path: Path) -> None:
+    """A line for each run; figures of single models are in the JSON only."""
+    rows = [_row(run) for run in runs]
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, heads)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _row(run: Replayed) -> dict[str, Any]:
+    known = {key: getattr(run, key) for key in KEYS} | {"knobs": json.dumps(dict(run.knobs))}
+    return known | {head: value for head, value in (run.outcome or {}).items() if head != "models"}
+
+
+def _panels(runs: Sequence[Replayed]) -> list[Panel]:
+    return [
+        Panel(scenario, {name: [Point(one.attainment, one.gpu_hours)] for name, one in by.items()}, {})
+        for scenario, by in summaries(runs).items()
+    ]
+
+
+def _draw_replicas(scenario: str, runs: Sequence[Replayed], folder: Path) -> Path:
+    """Of the first seed."""
+    here = [run for run in runs if run.scenario == scenario]
+    seed = here[0].seed
+    drawn = {run.policy: run for run in here if run.seed == seed and run.outcome is not None}
+    targets: dict[str, dict[str, Sequence[tuple[float, int]]]] = defaultdict(dict)
+    for name, run in drawn.items():
+        _add(targets, name, run.targets)
+    end_s = max((run.outcome["hours"] * 3600 for run in drawn.values() if run.outcome is not None), default=0.0)
+    path = folder / f"replicas-{scenario}.svg"
+    save_svg(replicas_figure(f"{scenario}, seed {seed}", targets, end_s), path)
+    return path
+
+
+def _add(targets: dict[str, dict[str, Sequence[tuple[float, int]]]], policy: str, of_policy: Targets) -> None:
+    for model, changes in of_policy.items():
+        targets[model][policy] = changes

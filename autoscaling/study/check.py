@@ -1,0 +1,113 @@
+"""Run a random share of the recorded runs again: `python -m raylane.autoscaling.study.check RESULTS_FOLDER`.
+
+Outcomes must be equal to the last digit. Scenarios whose traces are not on this machine are left out, aloud.
+"""
+
+import argparse
+import math
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raylane.autoscaling.lab.choices import need_traces
+from raylane.autoscaling.study.job import Job, Records
+from raylane.autoscaling.study.load import PLAN, the_plan
+from raylane.autoscaling.study.runner import run_jobs
+from raylane.cluster.errors import FailedError, RaylaneError, UsageError
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was run again, and which scenarios could not be, with the reason."""
+
+    runs: int
+    recorded: int
+    left_out: Mapping[str, str]
+
+
+def check(results: Path, share: float, seed: int, workers: int) -> Checked:
+    """FailedError when a record is not what its run gives, or stands under another run's key."""
+    if not 0.0 < share <= 1.0:
+        raise UsageError(f"--share {share:g} is not within 0 and 1")
+    records = Records(results / "test").read() if (results / "test").is_dir() else []
+    if not records:
+        raise UsageError(f"{results}: no runs in test/*.jsonl")
+    left_out = without_traces(records)
+    chosen = draw([record for record in records if record["scenario"] not in left_out], share, seed)
+    wrong = [*wrong_keys(records), *differences(chosen, workers)]
+    if wrong:
+        raise FailedError(f"{len(wrong)} of the records are not what their runs give:\n" + "\n".join(wrong))
+    return Checked(len(chosen), len(records), left_out)
+
+
+def draw(records: Sequence[Record], share: float, seed: int) -> list[Record]:
+    """This share of the records, at least one; the same for the same seed."""
+    rng = random.Random(seed)  # noqa: S311 - a sample
+    return rng.sample(list(records), min(len(records), math.ceil(share * len(records))))
+
+
+def without_traces(records: Sequence[Record]) -> dict[str, str]:
+    """Scenarios that need a trace which is not there, and which."""
+    found = {}
+    for scenario in dict.fromkeys(record["scenario"] for record in records):
+        if scenario not in the_plan().scenarios:
+            raise UsageError(f"scenario {scenario!r} is not in {PLAN.name}")
+        try:
+            need_traces(the_plan().scenarios[scenario], PLAN.parent)
+        except UsageError as error:
+            found[scenario] = str(error)
+    return found
+
+
+def wrong_keys(records: Sequence[Record]) -> Iterator[str]:
+    """Records whose key is not that of the run they describe."""
+    for record in records:
+        expected = Job.from_json(record).key
+        if record["key"] != expected:
+            yield f"{_name(record)}: recorded under {record['key']}, the run's key is {expected}"
+
+
+def differences(records: Sequence[Record], workers: int) -> Iterator[str]:
+    """The first differing figure of each record that its run does not give."""
+    with tempfile.TemporaryDirectory() as folder:
+        again = Records(Path(folder))
+        run_jobs([Job.from_json(record) for record in records], again, workers)
+        outcomes = {record["key"]: record["outcome"] for record in again.read()}
+    for record in records:
+        new = outcomes[Job.from_json(record).key]
+        if new != record["outcome"]:
+            figure = next(name for name in {**record["outcome"], **new} if record["outcome"].get(name) != new.get(name))
+            yield f"{_name(record)}: {figure} is recorded as {record['outcome'].get(figure)}, now {new.get(figure)}"
+
+
+def _name(record: Record) -> str:
+    return f"{record['scenario']}, {record['policy']}, seed {record['seed']} ({record['key']})"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="raylane.autoscaling.study.check", description=__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--share", type=float, default=0.02, help="of the records, 0 to 1")
+    parser.add_argument("--seed", type=int, default=1, help="which records are drawn")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    try:
+        done = check(options.results, options.share, options.seed, options.workers)
+    except RaylaneError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    for scenario, reason in done.left_out.items():
+        print(f"NOT CHECKED: {scenario}: {reason}", file=sys.stderr)  # noqa: T201
+    print(f"{done.runs} of {done.recorded} records run again: equal")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

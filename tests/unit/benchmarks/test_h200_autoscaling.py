@@ -1,0 +1,119 @@
+"""What the autoscaling part of the H200 proof reads off its run."""
+
+from array import array
+from typing import Any
+
+import pytest
+
+from raylane.benchmarks.h200.course import row
+from raylane.benchmarks.h200.seen import answers, first_change, grown, missed, open_across, ttft_over, unix_s
+from raylane.benchmarks.h200.senders import Ended, ended
+from raylane.benchmarks.records import RawReply
+from raylane.benchmarks.sse import RawBody
+from raylane.deployments.engines.misses import Limits
+from raylane.deployments.reports import ModelTraffic, ReplicaReport, ReplicaState, Snapshot
+
+LIMITS = Limits(ttft_s=1.0, ttft_s_per_token=0.00025, tpot_s=0.06)
+
+
+def request(
+    sent: float, end: float, ttft: float | None = 0.1, each: float | None = 0.01, error: str | None = None
+) -> Ended:
+    return Ended(sent, end, ttft, each, error)
+
+
+def reply(events: list[bytes], times: list[float], asked: int) -> RawReply:
+    ends, data = [], b""
+    for event in events:
+        data += b"data: " + event + b"\n\n"
+        ends.append(len(data))
+    return RawReply(10.0, 10.0, times[-1], 200, None, 512, asked, RawBody(data, ends, array("d", times)))
+
+
+def token(finish: str = "null") -> bytes:
+    return f'{{"choices": [{{"text": "a", "finish_reason": {finish}}}]}}'.encode()
+
+
+def test_a_reply_gives_its_first_token_and_the_time_of_each_further_one() -> None:
+    usage = b'{"choices": [], "usage": {"prompt_tokens": 512, "completion_tokens": 3}}'
+    events = [token(), token(), token('"length"'), usage, b"[DONE]"]
+    found = ended(reply(events, [10.5, 10.6, 10.9, 10.9, 10.9], asked=3))
+    assert found.error is None
+    assert found.ttft_s == pytest.approx(0.5)
+    assert found.per_token_s == pytest.approx(0.2)
+
+
+def test_a_reply_with_fewer_tokens_than_asked_for_is_no_answer() -> None:
+    usage = b'{"choices": [], "usage": {"prompt_tokens": 512, "completion_tokens": 2}}'
+    found = ended(reply([token(), token('"stop"'), usage, b"[DONE]"], [10.5, 10.6, 10.6, 10.6], asked=3))
+    assert found.error == "2 of 3 tokens came"
+
+
+def test_open_across_a_moment_are_those_begun_before_and_ended_after() -> None:
+    before, across, after = request(1, 2), request(1, 5), request(4, 6)
+    assert open_across([before, across, after], 3) == [across]
+
+
+def test_failed_requests_count_apart_and_say_why() -> None:
+    found = answers([request(0, 1, ttft=0.2), request(0, 1, ttft=0.4), request(0, 1, None, None, "HTTP 503")])
+    assert (found["requests"], found["failed"], found["errors"]) == (3, 1, ("HTTP 503",))
+    assert found["ttft_p50_s"] == pytest.approx(0.3)
+    assert found["ttft_max_s"] == 0.4
+
+
+def test_no_requests_have_no_figures() -> None:
+    assert answers([])["ttft_p50_s"] is None
+
+
+def test_a_request_that_is_late_and_slow_is_one_miss_and_a_failed_one_is_another() -> None:
+    ends = [
+        request(0, 1),
+        request(0, 1, ttft=1.12),  # within the allowance for 512 prompt tokens
+        request(0, 1, ttft=1.2),
+        request(0, 1, each=0.07),
+        request(0, 1, ttft=3.0, each=0.07),
+        request(0, 1, None, None, "cut"),
+    ]
+    found = missed(ends, LIMITS, 512)
+    assert (found.requests, found.late, found.slow, found.either) == (6, 2, 2, 4)
+    assert (found.ttft_over["1"], found.ttft_over["2.5"]) == (3, 1)
+
+
+PAGE = """# HELP vllm:time_to_first_token_seconds x
+vllm:time_to_first_token_seconds_bucket{engine="0",le="0.5",model_name="m"} 10.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="1.0",model_name="m"} 14.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="2.5",model_name="m"} 20.0
+vllm:time_to_first_token_seconds_bucket{engine="0",le="+Inf",model_name="m"} 25.0
+vllm:e2e_request_latency_seconds_bucket{engine="0",le="1.0",model_name="m"} 99.0
+"""
+
+
+def test_an_engines_page_tells_how_many_were_above_its_bounds() -> None:
+    assert ttft_over(PAGE) == {"0.5": 15.0, "1": 11.0, "2.5": 5.0}
+
+
+def test_growth_is_what_was_added_to_each_count() -> None:
+    assert grown({"1": 11.0}, {"1": 15.0, "2.5": 5.0}) == {"1": 4.0, "2.5": 5.0}
+
+
+def test_the_first_change_to_a_count_after_a_moment() -> None:
+    log: list[dict[str, Any]] = [
+        {"time": "2026-11-21T10:00:00.000+00:00", "from": 1, "to": 2},
+        {"time": "2026-11-21T10:00:05.000+00:00", "idle": "r1"},
+        {"time": "2026-11-21T10:00:10.000+00:00", "from": 2, "to": 2},
+        {"time": "2026-11-21T10:00:20.500+00:00", "from": 1, "to": 2},
+    ]
+    since_s = unix_s("2026-11-21T10:00:01+00:00")
+    assert first_change(log, 2, since_s) == log[3]
+    assert first_change(log, 2, since_s - 60) == log[0]
+    assert first_change(log, 0, since_s) is None
+    assert unix_s("2026-11-21T10:00:20.500+00:00") - since_s == 19.5
+
+
+def test_a_look_counts_the_models_replicas_by_state() -> None:
+    states = (ReplicaState.STARTING, ReplicaState.READY, ReplicaState.READY, ReplicaState.DRAINING)
+    ours = tuple(ReplicaReport(f"r{n}", "m", state, None, None, "h") for n, state in enumerate(states))
+    other = ReplicaReport("r9", "other", ReplicaState.READY, None, None, "h")
+    known = Snapshot("e", ("m", "other"), (*ours, other), {}, {"g": {"m": ModelTraffic(held=3)}}, {"g": 0.1})
+    found = row(known, "m", 5.0)
+    assert (found.at, found.counts, found.held) == (5.0, (1, 2, 1), 3)
