@@ -34,17 +34,17 @@ BUSY = 0.1  # GPU utilisation above which a GPU is not idle
 class SloRule:
     """The knobs. `burst_margin` (z) is the one that trades GPU-hours for attainment."""
 
-    burst_margin: float = 1.5
-    target_load: float = 0.85
+    burst_margin: float = 2.0
+    target_load: float = 0.8
     confidence: float = 2.0
-    hold_s: float = 180.0
+    hold_s: float = 60.0
     shrink_every_s: float = 30.0
     idle_s: float = 600.0
     forecast: bool = True
     learn_speed: bool = True
-    learning: float = 1.0
+    learning: float = 0.5
     """How fast: a minute in which every request misses lowers the believed speed by a factor e at 1."""
-    burst_learning: float = 0.2
+    burst_learning: float = 0.1
     """The same for the reserve kept against rises faster than a cold start; 0 keeps none."""
     shrink_band: float = 0.05
     """Shrink only when this much more than the need would fit too, so that chance does not turn it back."""
@@ -52,7 +52,7 @@ class SloRule:
     """Share of the misses that the SLO allows which is aimed at."""
     calm: bool = True
     """After a reversal, shrink more patiently for an hour."""
-    calm_hold_s: float = 1800.0
+    calm_hold_s: float = 900.0
     """The hold period in that hour."""
 
     def wish(

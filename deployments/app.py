@@ -12,6 +12,7 @@ from ray.serve import Application
 from ray.util.metrics import Gauge
 
 from raylane.deployments.config import GatewayConfig, ModelConfig
+from raylane.deployments.deployed import DeployedLimits
 from raylane.deployments.engines.build import build_engine
 from raylane.deployments.gateway.gateway import FINISH_WITHIN_S, Gateway
 from raylane.deployments.host import CpuHost, GpuHost
@@ -66,7 +67,9 @@ class EngineReplica:
         owner = f"{name} {replica_id}"
         host = GpuHost(owner, address, model.gpus) if model.gpus else CpuHost(owner, address)
         engine = await asyncio.to_thread(build_engine, name, model)
-        self._replica = Replica(replica_id, name, model, engine, host, RayDirectory(), gpu_gauge(name, replica_id))
+        self._replica = Replica(
+            replica_id, name, model, engine, host, RayDirectory(), gpu_gauge(name, replica_id), DeployedLimits(name)
+        )
         await self._replica.start()
         self._end = asyncio.create_task(self._end_with_engine())
 

@@ -5,13 +5,17 @@ cluster, and longer where the GCS keeps its tables in Redis. Reading and writing
 """
 
 import json
+import time
+from contextlib import suppress
 
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.engines.misses import Limits
 
 KEY = b"deployed"
 NAMESPACE = b"raylane"
+READ_EVERY_S = 10.0
 
 
 def remember(config: DeploymentConfig | None) -> None:
@@ -29,6 +33,29 @@ def recall() -> DeploymentConfig | None:
     """
     kept = _internal_kv_get(KEY, namespace=NAMESPACE)
     return None if kept is None else DeploymentConfig.from_data(json.loads(kept), "the deployed config")
+
+
+class DeployedLimits:
+    """The limits of a model's SLO as it is deployed now: its application does not know it, so that an edit restarts
+    nothing. Read anew every READ_EVERY_S; None where the model has no SLO."""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._read_s = float("-inf")
+        self._limits: Limits | None = None
+
+    def __call__(self) -> Limits | None:
+        if time.monotonic() - self._read_s >= READ_EVERY_S:
+            self._read_s = time.monotonic()
+            with suppress(Exception):  # an edge: without an answer, or with another version's, the last one holds
+                self._limits = limits_of(recall(), self._model)
+        return self._limits
+
+
+def limits_of(config: DeploymentConfig | None, model: str) -> Limits | None:
+    """The limits of a model's SLO; None without one, or where the model is not deployed."""
+    found = None if config is None else config.models.get(model)
+    return None if found is None or found.slo is None else found.slo.limits()
 
 
 def deployed_names() -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from raylane.cluster.held_gpus import held_gpus_problem
 from raylane.cluster.leases import Lease
 from raylane.deployments.config import ModelConfig
 from raylane.deployments.engines.base import Engine, EngineLoad, Seat
+from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.seated import SeatedEngine
 from raylane.deployments.reports import MoveOrder, MoveResult, MoveState, ReplicaReport, ReplicaState
 from raylane.deployments.surroundings import DirectoryLink, Host, lease_in_thread
@@ -33,6 +34,7 @@ class Replica:
     """The life of one replica: start(), then closed_after_death() if the engine dies, or drain() when it is to stop.
 
     `on_gpu_check` is told after every check whether the engine is on other GPUs than the leased ones; None: not known.
+    `limits` is asked before every report, in a thread, for the SLO that misses are counted against.
     """
 
     def __init__(
@@ -44,12 +46,13 @@ class Replica:
         host: Host,
         directory: DirectoryLink,
         on_gpu_check: Callable[[bool | None], None] = lambda wrong: None,
+        limits: Callable[[], Limits | None] = lambda: None,
     ) -> None:
         self._id = replica_id
         self._name = name
         self._model = model
         self._engine = engine
-        self._limits = None if model.slo is None else model.slo.limits()
+        self._limits = limits
         self._host = host
         self._directory = directory
         self._on_gpu_check = on_gpu_check
@@ -80,7 +83,7 @@ class Replica:
         self._lease = lease
         self._go_on()
         seat, cpus = self._seat(lease), await asyncio.to_thread(self._host.cpus, lease.choice.uuids)
-        self._seated = seated = SeatedEngine(self._id, self._name, self._engine, seat, cpus, self._limits)
+        self._seated = seated = SeatedEngine(self._id, self._name, self._engine, seat, cpus)
         self._report = replace(
             self._report,
             state=ReplicaState.STARTING,
@@ -153,6 +156,7 @@ class Replica:
 
     async def _observe(self) -> None:
         if self._seated is not None and self._seated.ready:
+            self._seated.limits = await asyncio.to_thread(self._limits)
             await self._seated.observe()
             gpus = await asyncio.to_thread(self._host.read_gpus, self._report.gpu_uuids)
             self._report = replace(self._report, load=self._seated.load, gpus=gpus, sick=self._seated.sick)

@@ -32,15 +32,14 @@ class SeatedEngine:
         engine: Engine,
         seat: Seat,
         cpus: tuple[int, ...] | None = None,
-        limits: Limits | None = None,
     ) -> None:
         self.seat = seat
         self.url = f"http://{seat.host}:{seat.port}"
         self.pid: int | None = None
         self.ready = False  # it has generated a token
         self.load = EngineLoad()  # as last read
+        self.limits: Limits | None = None  # what misses are counted against
         self._engine = engine
-        self._limits = limits
         self._process = EngineProcess(replica_id, engine.launch(seat), cpus)
         self._client = EngineClient(self.url, seat.api_key, model)
         self._progress_s = time.monotonic()
@@ -102,7 +101,7 @@ class SeatedEngine:
 
     async def _read_load(self) -> EngineLoad:
         try:
-            return await self._client.load(self._engine.gauges, HEALTH_TIMEOUT_S, self._limits)
+            return await self._client.load(self._engine.gauges, HEALTH_TIMEOUT_S, self.limits)
         except (aiohttp.ClientError, TimeoutError):
             return EngineLoad()
 

@@ -1,5 +1,6 @@
 """raylane's own rule: what makes it grow, how patiently it shrinks, and what it does when it knows little."""
 
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil
 from typing import Any
@@ -16,7 +17,8 @@ from raylane.autoscaling.observation import ModelSeen, Observation, Phase, Repli
 from raylane.autoscaling.policy import Policy, Wish
 from raylane.autoscaling.slo_rule import SloRule
 
-RULE = SloRule()
+# Settings of the tests' own, so that tuning the defaults does not change what is tested here.
+RULE = SloRule(burst_margin=1.5, target_load=0.85, hold_s=180.0, learning=1.0, burst_learning=0.2, calm_hold_s=1800.0)
 
 
 def loaded(of: ModelSeen, at_s: float, rate_rps: float) -> tuple[float, ModelSeen]:
@@ -89,7 +91,7 @@ def test_it_grows_at_once_and_then_waits_for_what_it_asked() -> None:
 
 
 def test_it_does_not_shrink_before_the_hold_and_then_one_at_a_time() -> None:
-    rule = SloRule(hold_s=180.0, shrink_every_s=30.0)
+    rule = replace(RULE, hold_s=180.0, shrink_every_s=30.0)
     targets = Loop(rule, lambda _: 1.2 * RATE_RPS, target=8).run(900.0)
     changes = [n * TICK_S for n in range(1, len(targets)) if targets[n] != targets[n - 1]]
     assert min(changes) >= 180.0
@@ -102,7 +104,7 @@ def test_the_largest_need_of_the_hold_counts() -> None:
     def busy_once(at_s: float) -> float:
         return (6.0 if 600.0 <= at_s < 660.0 else 1.0) * RATE_RPS
 
-    loop = Loop(SloRule(forecast=False), busy_once, target=2)
+    loop = Loop(replace(RULE, forecast=False), busy_once, target=2)
     peak = max(loop.run(700.0))
     assert peak > 4
     held = len(loop.targets)
@@ -146,7 +148,9 @@ def test_it_asks_for_no_fewer_at_a_higher_load() -> None:
 
 
 def test_a_larger_margin_asks_for_no_fewer() -> None:
-    ends = [Loop(SloRule(burst_margin=margin), lambda _: 3.0 * RATE_RPS).run(900.0)[-1] for margin in (0.0, 1.5, 8.0)]
+    ends = [
+        Loop(replace(RULE, burst_margin=margin), lambda _: 3.0 * RATE_RPS).run(900.0)[-1] for margin in (0.0, 1.5, 8.0)
+    ]
     assert ends == sorted(ends)
     assert ends[0] < ends[-1]
 
@@ -155,7 +159,7 @@ def test_a_rising_load_is_met_earlier_with_the_forecast() -> None:
     def rising(at_s: float) -> float:
         return RATE_RPS * (1.0 + at_s / 300.0)
 
-    ahead, behind = (Loop(SloRule(forecast=forecast), rising).run(1500.0) for forecast in (True, False))
+    ahead, behind = (Loop(replace(RULE, forecast=forecast), rising).run(1500.0) for forecast in (True, False))
     assert all(early >= late for early, late in zip(ahead, behind, strict=True))
     assert sum(ahead) > sum(behind)
 
@@ -179,7 +183,7 @@ def test_the_learnt_speed_moves_towards_the_truth(
 
 
 def test_without_learning_the_speed_stays() -> None:
-    assert _speed(SloRule(learn_speed=False), model(4, each=FULL), 3.0, 0.2) == 1.0
+    assert _speed(replace(RULE, learn_speed=False), model(4, each=FULL), 3.0, 0.2) == 1.0
 
 
 def test_misses_of_too_few_replicas_say_nothing_of_their_speed() -> None:
@@ -212,7 +216,7 @@ def test_after_a_reversal_it_is_more_patient() -> None:
         return (4.0 if at_s % 900.0 < 300.0 else 1.0) * RATE_RPS
 
     calm, restless = (
-        Loop(SloRule(calm=calm, forecast=False), waves, target=2).run(2 * 3600.0) for calm in (True, False)
+        Loop(replace(RULE, calm=calm, forecast=False), waves, target=2).run(2 * 3600.0) for calm in (True, False)
     )
     assert reversals(calm) < reversals(restless)
 
@@ -253,7 +257,7 @@ def test_a_blind_moment_is_not_taken_for_a_jump() -> None:
 
 
 def test_a_model_that_has_just_gone_to_zero_stays_there() -> None:
-    rule = SloRule(idle_s=60.0)
+    rule = replace(RULE, idle_s=60.0)
     targets = Loop(rule, lambda at_s: 1.0 if at_s < 300.0 else 0.0).run(900.0)
     assert targets[-1] == 0
     assert reversals(targets) == 0
