@@ -22,7 +22,7 @@ from raylane.deployments.engines.trtllm.build_plan import (
     RUNNER,
     BuildRequest,
     Step,
-    Workplace,
+    WorkFolder,
     check_request,
     quantization_spec,
     steps,
@@ -96,7 +96,7 @@ def installed_version(python: str) -> str:
 
 def planned(request: BuildRequest, tools: Toolchain | None) -> tuple[Step, ...]:
     """The commands of a build as they would be run; names stand for tools that are not known."""
-    place = Workplace(request.out.with_name(f".{request.out.name}.partial"))
+    place = WorkFolder(request.out.with_name(f".{request.out.name}.partial"))
     if tools is None:
         return steps(request, place, "python", PROGRAM, request.ranks)
     return steps(request, place, tools.python, tools.trtllm_build, len(tools.gpus))
@@ -107,7 +107,7 @@ def build(request: BuildRequest, prompts: Prompts, tools: Toolchain, say: Callab
     check_request(request)
     log = request.out.with_name(f"{request.out.name}.build.log")
     partial = Path(tempfile.mkdtemp(prefix=f".{request.out.name}.partial-", dir=request.out.parent))
-    place = Workplace(partial)
+    place = WorkFolder(partial)
     try:
         _write_inputs(request, place, prompts)
         commands = steps(request, place, tools.python, tools.trtllm_build, len(tools.gpus))
@@ -150,7 +150,7 @@ def run_step(step: Step, output_fd: int, log: Path, folder: Path) -> None:
         raise FailedError(f"{step.title}: {reason}; log {log}:\n{log_tail(log)}")
 
 
-def _write_inputs(request: BuildRequest, place: Workplace, prompts: Prompts) -> None:
+def _write_inputs(request: BuildRequest, place: WorkFolder, prompts: Prompts) -> None:
     lines = [json.dumps(row) + "\n" for row in prompts.rows]
     place.prompts.write_text("".join(lines), encoding="utf-8")
     shutil.copyfile(RUNNER, place.runner)
@@ -158,7 +158,7 @@ def _write_inputs(request: BuildRequest, place: Workplace, prompts: Prompts) -> 
     place.spec.write_text(json.dumps(spec, indent=1), encoding="utf-8")
 
 
-def _check_engine(request: BuildRequest, place: Workplace, log: Path) -> None:
+def _check_engine(request: BuildRequest, place: WorkFolder, log: Path) -> None:
     engines = [place.engine / f"rank{rank}.engine" for rank in range(request.ranks)]
     missing = [path.name for path in [place.engine / "config.json", *engines] if not path.is_file()]
     if missing:
@@ -166,7 +166,7 @@ def _check_engine(request: BuildRequest, place: Workplace, log: Path) -> None:
 
 
 def _finish(
-    request: BuildRequest, place: Workplace, prompts: Prompts, tools: Toolchain, commands: Sequence[Step]
+    request: BuildRequest, place: WorkFolder, prompts: Prompts, tools: Toolchain, commands: Sequence[Step]
 ) -> None:
     patterns = (*KEPT, "*.py") if request.trust_remote_code else KEPT
     for path in sorted({path for pattern in patterns for path in request.source.glob(pattern) if path.is_file()}):

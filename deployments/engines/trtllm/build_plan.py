@@ -117,7 +117,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Workplace:
+class WorkFolder:
     """The files of a build under way, all inside the partial folder."""
 
     partial: Path
@@ -153,7 +153,7 @@ class Workplace:
         return (self.runner, self.prompts, self.spec, self.dataset, self.checkpoint)
 
 
-def quantization_spec(request: BuildRequest, place: Workplace, prompts: int) -> dict[str, Any]:
+def quantization_spec(request: BuildRequest, place: WorkFolder, prompts: int) -> dict[str, Any]:
     """What run_quantization.py reads; `arguments` are those of quantize_and_export."""
     return {
         "prompts": str(place.prompts),
@@ -180,7 +180,7 @@ def quantization_spec(request: BuildRequest, place: Workplace, prompts: int) -> 
     }
 
 
-def steps(request: BuildRequest, place: Workplace, python: str, trtllm_build: str, gpus: int) -> tuple[Step, ...]:
+def steps(request: BuildRequest, place: WorkFolder, python: str, trtllm_build: str, gpus: int) -> tuple[Step, ...]:
     """The commands in order. `python` is the one that has TensorRT-LLM, `gpus` how many may build at once."""
     build = (
         *(trtllm_build, "--checkpoint_dir", str(place.checkpoint), "--output_dir", str(place.engine)),

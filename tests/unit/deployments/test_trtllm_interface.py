@@ -12,7 +12,7 @@ from trtllm_manifest import WrongArgumentsError, manifest, parsed
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.deployments.config import ModelConfig
 from raylane.deployments.engines.base import Seat
-from raylane.deployments.engines.trtllm.build_plan import BuildRequest, Workplace, quantization_spec, steps
+from raylane.deployments.engines.trtllm.build_plan import BuildRequest, WorkFolder, quantization_spec, steps
 from raylane.deployments.engines.trtllm.config import (
     DEFAULT_MAX_BATCH_SIZE,
     DEFAULT_MAX_NUM_TOKENS,
@@ -145,7 +145,7 @@ def test_there_is_no_flag_for_a_key_or_a_name() -> None:
 @pytest.mark.parametrize("quantization", ["fp8", "int8", "int4_awq"])
 def test_the_quantizer_is_called_as_it_is_defined(quantization: Any) -> None:
     request = BuildRequest(Path("/models/m"), Path("/out/e"), quantization, tensor_parallel=2)
-    arguments = quantization_spec(request, Workplace(Path("/out/.e")), 512)["arguments"]
+    arguments = quantization_spec(request, WorkFolder(Path("/out/.e")), 512)["arguments"]
     defined, script = FACTS["quantize_and_export"], {o["flags"][0]: o for o in FACTS["quantize_script"]}
     assert set(defined["required"]) <= arguments.keys() <= {*defined["required"], *defined["optional"]}
     assert not defined["positional"]
@@ -157,13 +157,13 @@ def test_the_quantizer_is_called_as_it_is_defined(quantization: Any) -> None:
 
 def test_fp8_is_a_kv_format_of_the_quantizer() -> None:
     request = BuildRequest(Path("/models/m"), Path("/out/e"), "fp8", kv_cache_fp8=True)
-    arguments = quantization_spec(request, Workplace(Path("/out/.e")), 512)["arguments"]
+    arguments = quantization_spec(request, WorkFolder(Path("/out/.e")), 512)["arguments"]
     assert arguments["kv_cache_dtype"] in FACTS["kv_quantization_formats"]
 
 
 def test_every_flag_of_the_builder_is_one_of_its_own() -> None:
     request = BuildRequest(Path("/models/m"), Path("/out/e"), "fp8", tensor_parallel=2, pipeline_parallel=2)
-    _, build = steps(request, Workplace(Path("/out/.e")), "python", "trtllm-build", gpus=3)
+    _, build = steps(request, WorkFolder(Path("/out/.e")), "python", "trtllm-build", gpus=3)
     assert "trtllm-build" in FACTS["entry_points"]
     assert "trtllm-serve" in FACTS["entry_points"]
     positional, values = parsed(build.command[1:], FACTS["build"])
