@@ -1,8 +1,8 @@
 """Write the study's tables and figure into its page:
 `python -m raylane.autoscaling.study.report RESULTS_FOLDER DOCS_FILE`.
 
-Only what is between `<!-- study:NAME -->` and `<!-- /study:NAME -->` is replaced; NAME is one of headline, front,
-detail, ablation, conditions and knobs. The figure goes to figures/autoscaling-pareto.svg beside the page.
+Only what is between `<!-- study:NAME -->` and `<!-- /study:NAME -->` is replaced; NAME is one of headline, models,
+front, detail, ablation, conditions and knobs. The figure goes to figures/autoscaling-pareto.svg beside the page.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from raylane.autoscaling.study.headline import ATTAINMENT, BOUNDS, front, headli
 from raylane.autoscaling.study.job import Records
 from raylane.autoscaling.study.jobs import study_jobs
 from raylane.autoscaling.study.markdown import filled
+from raylane.autoscaling.study.models import models
 from raylane.autoscaling.study.runs import OWN, Measure, Study, mean, read_study
 from raylane.autoscaling.study.tables import ablation, conditions, detail, knobs
 from raylane.cluster.errors import RaylaneError, UsageError
 
 PARTS: Mapping[str, Callable[[Study], str]] = {
     "headline": headline,
+    "models": models,
     "front": front,
     "detail": detail,
     "ablation": ablation,
