@@ -37,7 +37,7 @@ class Course(threading.Thread):
             if known is None:
                 continue
             now = row(known, self._model, time.time())
-            if not self.rows or self.rows[-1][1:] != now[1:]:
+            if not self.rows or differs(self.rows[-1], now):
                 self.rows.append(now)
             self.wrong |= {report.gpu_problem for report in known.replicas if report.gpu_problem}
 
@@ -53,6 +53,11 @@ class Course(threading.Thread):
                 raise TimeoutError(f"(starting, ready, draining) {wanted} not within {within_s:.0f} s: {self.counts()}")
             time.sleep(LOOK_EVERY_S / 2)
         return time.monotonic() - began_s
+
+
+def differs(before: Row, now: Row) -> bool:
+    """Whether there is news: other counts, or requests begin or cease to wait."""
+    return before.counts != now.counts or bool(before.held) != bool(now.held)
 
 
 def row(known: Snapshot, model: str, at: float) -> Row:

@@ -112,10 +112,8 @@ class Live:
         return [report for report in self.proof.replicas() if report.model == MODEL]
 
     def only_replica(self, within_s: float) -> ReplicaReport:
-        """The only one there is; where a stage before left another count, that is put right."""
-        if self.course.counts() != ONE_READY:
-            self.api.scale(MODEL, 1)
-            self.course.until(ONE_READY, within_s)
+        """The only one there is, which the autoscaler may have yet to come to. Raises TimeoutError."""
+        self.course.until(ONE_READY, within_s)
         (replica,) = self.replicas()
         return replica
 

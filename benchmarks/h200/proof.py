@@ -59,6 +59,7 @@ class Proof:
         self.also = also
         self.pairs = 3
         self.clients: frozenset[int] = frozenset()
+        self.stages: frozenset[str] = frozenset()
 
     def write(self, name: str, result: Any) -> None:
         """Keep a part's result at once; a later part may fail."""
@@ -225,6 +226,7 @@ def main() -> None:
     arguments.add_argument("--tiny", action="store_true")
     arguments.add_argument("--pairs", type=int, default=3, help="overhead: alternating pairs")
     arguments.add_argument("--clients", type=int, nargs="*", default=[], help="overhead: only these concurrencies")
+    arguments.add_argument("--stages", nargs="*", default=[], help="autoscaling: only these")
     chosen = arguments.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     recorded = chosen.tiny and "autoscaling" in chosen.parts  # simulated engines; set before Ray starts
@@ -234,7 +236,7 @@ def main() -> None:
         proof = Proof(chosen.out, chosen.tiny, ServeApi(dashboard_url(context)), frozenset(chosen.parts), gpus)
         environment = describe_environment({"ray": ray.__version__, "models": "random weights (load_format dummy)"})
         proof.write("environment", environment)
-        proof.pairs, proof.clients = chosen.pairs, frozenset(chosen.clients)
+        proof.pairs, proof.clients, proof.stages = chosen.pairs, frozenset(chosen.clients), frozenset(chosen.stages)
         minutes = {}
         for name in chosen.parts:
             if name == "fault" and "scaling" in chosen.parts:

@@ -7,8 +7,8 @@ from typing import Any
 
 from raylane.autoscaling.study.job import Conditions, Job, Records
 
+SHARES = ({"over": 0.5, "under": 0.25}, {"over": 0.7, "under": 0.75})
 KNOBS = {"slo": {"knobs": {"burst_margin": 1.0}, "score": 1.0, "tried": 30}, "kpa": {"knobs": {}, "score": 1.5}}
-MODEL = {"over": 0.5, "under": 0.25}
 
 
 def outcome(gpu_hours: float, worst: float, pooled: float | None = None) -> dict[str, Any]:
@@ -22,7 +22,10 @@ def outcome(gpu_hours: float, worst: float, pooled: float | None = None) -> dict
         "actions": 6,
         "reversals_per_hour": 1.5,
         "wasted_usd": 2.25,
-        "models": [MODEL, {"over": 0.7, "under": 0.75}],
+        "models": [
+            {"name": "big", "requests": 100, "good": round(100 * worst), "gpu_hours": gpu_hours * 0.75} | SHARES[0],
+            {"name": "small", "requests": 1000, "good": 999, "gpu_hours": gpu_hours * 0.25} | SHARES[1],
+        ],
     }
 
 

@@ -1,6 +1,8 @@
 """What the autoscaling part of the H200 proof reads off its run."""
 
+import json
 from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +119,45 @@ def test_a_look_counts_the_models_replicas_by_state() -> None:
     known = Snapshot("e", ("m", "other"), (*ours, other), {}, {"g": {"m": ModelTraffic(held=3)}}, {"g": 0.1})
     found = row(known, "m", 5.0)
     assert (found.at, found.counts, found.held) == (5.0, (1, 2, 1), 3)
+
+
+RESULTS = Path(__file__).resolve().parents[3] / "docs/results/h200"
+
+
+def rows_of_the_page() -> dict[str, str]:
+    """Two-column rows of the page's section on autoscaling, by their first cell."""
+    section = (RESULTS / "README.md").read_text().split("## 8 Autoscaling")[1].split("\n## ")[0]
+    rows = (line.strip("|").split("|", 1) for line in section.splitlines() if line.startswith("| "))
+    return {first.strip(): rest.strip() for first, rest in rows}
+
+
+def test_the_page_says_what_the_run_found() -> None:
+    run, page = json.loads((RESULTS / "autoscaling.json").read_text()), rows_of_the_page()
+    wake, grow, foreign = run["wake"], run["grow"], run["foreign"]
+    assert page["first token after"] == f"{wake['first_token_s']:.1f} s"
+    assert page["decided after"] == f"{wake['decided_after_s']:.2f} s"
+    assert page["of it the replica's start"] == f"{wake['replica_started_s'][0]:.1f} s"
+    assert page["cold starts counted by the gateway"] == f"{wake['cold_starts']:.0f}"
+    assert page["the second replica decided after"] == f"{grow['decided_s']:.1f} s"
+    assert page["both ready after"].startswith(f"{grow['two_ready_s']:.1f} s")
+    lost = grow["failed_by_status"]
+    assert (lost["HTTP 503"], lost["HTTP 502"]) == (830, 174)
+    assert grow["load"]["failed"] == 830 + 174
+    assert page["requests, all answered"] == f"{foreign['load']['requests']:,}"
+    assert foreign["load"]["failed"] == 0
+    assert f"process {foreign['pid']}" in foreign["refusal"]
+    assert foreign["refusal"] in page["the second replica"]
+    assert run["wrong_gpus"] == []
+
+
+def test_clients_and_engine_agree_on_the_misses() -> None:
+    foreign, page = json.loads((RESULTS / "autoscaling.json").read_text())["foreign"], rows_of_the_page()
+    also = foreign["also_running"]
+    late = foreign["client"]["late"] + also["late"]
+    before, after = foreign["engine_missed_total"]
+    assert page["the SLO's 1.128 s"].startswith(f"{late:,} | {after - before:,.1f}")
+    assert after - before == pytest.approx(late, rel=0.01)
+    assert foreign["directory_missed_total"] == pytest.approx([before, after], rel=1e-6)
+    for bound in ("0.5", "1", "2.5", "5", "10"):
+        clients = foreign["client"]["ttft_over"][bound] + also["ttft_over"][bound]
+        assert page[f"{bound} s"] == f"{clients:,} | {foreign['engine_ttft_over'][bound]:,.0f}"

@@ -7,7 +7,8 @@ import pytest
 from raylane.cluster.errors import UsageError
 from raylane.deployments import deployed
 from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.deployed import deployed_names, only, recall, remember
+from raylane.deployments.deployed import READ_EVERY_S, DeployedLimits, deployed_names, only, recall, remember
+from raylane.deployments.engines.misses import Limits
 
 CONFIG = DeploymentConfig.model_validate(
     {
@@ -78,3 +79,30 @@ def test_of_another_versions_config_the_names_are_known(store: dict[bytes, bytes
     assert deployed_names() == ("a",)
     with pytest.raises(UsageError, match=r"the deployed config: models\.a\.novelty: unknown key"):
         recall()
+
+
+def test_the_limits_of_a_models_slo_are_those_deployed_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("raylane.deployments.deployed.time.monotonic", lambda: now_s)
+    with_slo, without = DeployedLimits("a"), DeployedLimits("b")
+    assert with_slo() is None, "nothing is deployed yet"
+    remember(CONFIG)
+    assert with_slo() is None, "read not long ago"
+    now_s += READ_EVERY_S
+    assert with_slo() == Limits(1.0, 0.0, 0.06)
+    assert without() is None
+
+
+def test_the_limits_hold_while_the_store_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("raylane.deployments.deployed.time.monotonic", lambda: now_s)
+    remember(CONFIG)
+    limits = DeployedLimits("a")
+    before = limits()
+
+    def fails() -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(deployed, "recall", fails)
+    now_s += 2 * READ_EVERY_S
+    assert limits() == before == Limits(1.0, 0.0, 0.06)
