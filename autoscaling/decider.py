@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from raylane.autoscaling.arbiter import LossArbiter
 from raylane.autoscaling.decision import Move, Target
 from raylane.autoscaling.limits import fleets, kept, limited
+from raylane.autoscaling.moves import DomainMoves
 from raylane.autoscaling.observation import Observation
 from raylane.autoscaling.observe import Totals, number, observe
 from raylane.autoscaling.policy import Memory, ModelSpec, Policy
 from raylane.autoscaling.specs import chosen_rule, model_specs, with_cold_starts
+from raylane.cluster.hosts import Host
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.reports import ReplicaState, Snapshot
 from raylane.deployments.scaling_config import ScalingConfig
@@ -25,10 +27,14 @@ ORIGIN = "the deployed config"
 
 
 class Fleet(NamedTuple):
-    """The GPUs there are; `card` is None where they are of several kinds, or of none that is known."""
+    """The GPUs there are; `card` is None where they are of several kinds, or of none that is known.
+
+    `hosts` with their links are looked up only where singles may be moved for them.
+    """
 
     gpus: int
     card: str | None
+    hosts: tuple[Host, ...] = ()
 
 
 class Look(NamedTuple):
@@ -74,7 +80,7 @@ class Decider:
         first = self._began_s is None
         began_s = self._began_s = look.at_s if self._began_s is None else self._began_s
         warm = look.at_s - began_s >= scaling.warm_up_s
-        answer, moves = self._ask(scaling, fleets(seen, specs, config), specs)
+        answer, moves = self._ask(scaling, fleets(seen, specs, config), specs, look.fleet.hosts)
         targets = {
             model.name: limited(answer[model.name], model, specs[model.name], first=first, warm=warm)
             for model in seen.models
@@ -96,13 +102,18 @@ class Decider:
         return with_cold_starts(specs, config, self._starts_s)
 
     def _ask(
-        self, scaling: ScalingConfig, parts: Iterable[Observation], specs: Mapping[str, ModelSpec]
+        self,
+        scaling: ScalingConfig,
+        parts: Iterable[Observation],
+        specs: Mapping[str, ModelSpec],
+        hosts: tuple[Host, ...],
     ) -> tuple[dict[str, Target], tuple[Move, ...]]:
         """The policy's answer for each part of the fleet; what is there where it fails."""
         rule = (scaling.policy, scaling.knobs)
         if rule != self._rule:  # another rule cannot read what this one remembers
             self._rule, self._memory = rule, {}
-        policy = Policy(specs, chosen_rule(scaling, ORIGIN), LossArbiter(), scaling.decide_every_s)
+        room = DomainMoves(hosts) if scaling.moves and hosts else None
+        policy = Policy(specs, chosen_rule(scaling, ORIGIN), LossArbiter(), scaling.decide_every_s, room)
         answer: dict[str, Target] = {}
         memory: dict[str, Any] = {}
         moves: tuple[Move, ...] = ()

@@ -23,6 +23,7 @@ class Reason(StrEnum):
     SHARE = "the fleet has no more GPUs, and others lose more by giving one up"
     YIELD = "another model loses more without these GPUs"
     PENDING = "the fleet has no GPU for it now"
+    DOMAIN = "its start waits until a single has moved and a whole domain is free"
     STATIC = "a fixed number of replicas"
 
 

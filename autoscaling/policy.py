@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from raylane.autoscaling.decision import Decision, Reason, Target
+from raylane.autoscaling.moves import DomainMoves
 from raylane.autoscaling.observation import ModelSeen, Observation, clean
 from raylane.autoscaling.profile import CapacityProfile
 from raylane.deployments.config import Slo
@@ -64,6 +65,8 @@ class Policy:
     wisher: Wisher
     arbiter: Arbiter
     decide_every_s: float = 5.0
+    moves: DomainMoves | None = None
+    """Where set, singles are moved out of the way of pairs."""
     name: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,7 +79,10 @@ class Policy:
             if spec is not None:
                 wish, remembered[model.name] = self.wisher.wish(spec, model, seen.at_s, memory.get(model.name))
                 wishes[model.name] = clamp(wish, spec)
-        return self.arbiter.share(wishes, self.specs, seen), remembered
+        decision = self.arbiter.share(wishes, self.specs, seen)
+        if self.moves is not None:
+            decision = self.moves.plan(decision, seen, {name: spec.gpus for name, spec in self.specs.items()})
+        return decision, remembered
 
 
 def clamp(wish: Wish, spec: ModelSpec) -> Wish:

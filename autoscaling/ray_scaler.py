@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from raylane.autoscaling.decision import Move
 from raylane.autoscaling.scaler import Scaler
 from raylane.autoscaling.scaler_status import Change, ScalerStatus
 from raylane.cluster.errors import FailedError
+from raylane.cluster.hosts import Host
 from raylane.cluster.leases import runtime_folder
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.deployed import NAMESPACE as KV_NAMESPACE
 from raylane.deployments.deployed import recall
 from raylane.deployments.ray_directory import NAMESPACE, RayDirectory, directory_actor
 from raylane.deployments.reports import Snapshot
+from raylane.deployments.rollout import alive_nodes
 from raylane.deployments.serve_api import ServeApi
+from raylane.deployments.sight import look_everywhere
 
 log = logging.getLogger("raylane.autoscaler")
 
@@ -37,6 +41,8 @@ KEPT = b"autoscaler"
 ON_HEAD = {"node:__internal_head__": 0.001}  # the dashboard listens on the head's loopback address
 LOG_NAME = "scaling.jsonl"
 STARTS_WITHIN_S = 120.0
+HOSTS_EVERY_S = 600.0
+HOSTS_WITHIN_S = 4.0  # a node that has to start a worker first is seen the next time
 
 
 class RayCluster:
@@ -44,6 +50,8 @@ class RayCluster:
 
     def __init__(self) -> None:
         self._directory = RayDirectory()
+        self._hosts: tuple[Host, ...] = ()
+        self._looked_s: float | None = None
 
     async def config(self) -> DeploymentConfig | None:
         return await asyncio.to_thread(recall)
@@ -56,6 +64,14 @@ class RayCluster:
 
     async def fleet(self) -> Fleet:
         return await asyncio.to_thread(read_fleet)
+
+    async def hosts(self) -> tuple[Host, ...]:
+        """The hosts that say what they have, looked at every ten minutes."""
+        if self._looked_s is None or time.monotonic() - self._looked_s > HOSTS_EVERY_S:
+            sights = await asyncio.to_thread(lambda: look_everywhere(alive_nodes(), HOSTS_WITHIN_S))
+            self._hosts = tuple(sight.seen.host for sight in sights if sight.seen is not None)
+            self._looked_s = time.monotonic()
+        return self._hosts
 
     async def scale(self, model: str, replicas: int) -> None:
         await asyncio.to_thread(lambda: ServeApi(dashboard_address()).scale(model, replicas))

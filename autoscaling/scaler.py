@@ -18,6 +18,7 @@ from raylane.autoscaling.decision import Move
 from raylane.autoscaling.idle import Watch, idle_replicas, watch, watches_from_json, watches_to_json
 from raylane.autoscaling.scaler_status import Change, ScalerStatus, model_statuses, newest
 from raylane.autoscaling.shadow import Ledger, gpus_held
+from raylane.cluster.hosts import Host
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.directory import SETTLES_AFTER_S
 from raylane.deployments.reports import Snapshot
@@ -40,6 +41,7 @@ class Cluster(Protocol):
     async def snapshot(self) -> Snapshot: ...
     async def targets(self) -> Mapping[str, int]: ...
     async def fleet(self) -> Fleet: ...
+    async def hosts(self) -> tuple[Host, ...]: ...
     async def scale(self, model: str, replicas: int) -> None: ...
     async def move(self, move: Move) -> None: ...
     async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]: ...
@@ -127,6 +129,8 @@ class Scaler:
         await self._remember()
         reads = (self._cluster.snapshot(), self._cluster.targets(), self._cluster.fleet())
         snapshot, targets, fleet = await asyncio.wait_for(asyncio.gather(*reads), READ_TIMEOUT_S)
+        if scaling.moves:
+            fleet = fleet._replace(hosts=await asyncio.wait_for(self._cluster.hosts(), READ_TIMEOUT_S))
         self._watches = watch(self._watches, snapshot, self._wall_s())
         if not self._settled(snapshot):
             self._trouble("the directory has just restarted; replicas are reporting again")

@@ -37,6 +37,9 @@ class ScalingConfig(StrictModel):
     fleet_gpus: PositiveInt | None = Field(
         None, description="GPUs the fleet can grow to where Ray's cluster autoscaler adds hosts; None: those there now."
     )
+    moves: bool = Field(
+        False, description="Let a replica of several GPUs wait while a single moves out of its domain (raylane move)."
+    )
     usd_per_gpu_hour: NonNegativeFloat | None = Field(
         None, description="Price of one GPU hour, for savings and idle replicas; None: no dollars are stated."
     )

@@ -17,12 +17,14 @@ from raylane.deployments.rollout import delete, tidy
 if TYPE_CHECKING:
     from raylane.benchmarks.h200.proof import Proof
 
-ABOVE_ONE, OVERLOAD = 1.6, 3.0  # times what one replica carries by its profile
+STEADY, MORE, OVERLOAD = 0.6, 0.8, 3.0  # times what one replica carries by its profile
+DECIDED_WITHIN_S = 60.0
 OVERLOAD_S = 20.0
+DRAINS = (0, 0, 1)
 REFUSED_WITHIN_S = 30.0
 STREAMS = 8
-LONG_TOKENS, MOVE_TOKENS = 5000, 1500  # 30 s and 9 s on an H200
-FOREIGN_NEEDS_S = 60.0
+LONG_TOKENS, MOVE_TOKENS = 5000, 3000  # 26 s and 16 s on an H200
+FOREIGN_NEEDS_S, SHRINK_KEEPS_S = 60.0, 20.0
 
 
 def autoscaling(proof: "Proof") -> None:
@@ -55,17 +57,24 @@ def wake(run: Live) -> dict[str, Any]:
 
 
 def grow(run: Live) -> dict[str, Any]:
-    """More load than one replica carries, until there are two."""
-    senders = run.load(ABOVE_ONE)
+    """More load than one replica carries until a second one is decided, then less of it until there are two.
+
+    A high rate of the last five minutes counts as demand: kept up for the whole start, it would hold off the shrink.
+    """
+    senders, more = run.load(STEADY), run.load(MORE)
     began_at = senders[0].began_at_s
     try:
-        two_ready_s = run.course.until((0, 2, 0), min(180.0, run.left_s(FOREIGN_NEEDS_S)))
+        decided_at = decided(run, 2, began_at)
+        for sender in more:
+            sender.tell()
+        run.course.until((0, 2, 0), min(180.0, run.left_s(FOREIGN_NEEDS_S)))
+        two_ready_s = time.time() - began_at
     finally:
-        ended = stop(senders)
-    change = first_change(run.log(), 2, began_at)
+        ended = stop(senders + more)
     return {
-        "rate_rps": ABOVE_ONE * run.carries_rps,
-        "decided_s": None if change is None else unix_s(change["time"]) - began_at,
+        "rate_rps": (STEADY + MORE) * run.carries_rps,
+        "rate_after_decision_rps": STEADY * run.carries_rps,
+        "decided_s": None if decided_at is None else decided_at - began_at,
         "two_ready_s": two_ready_s,
         "started_s": [replica.started_s for replica in run.replicas()],
         "load": answers(ended),
@@ -73,19 +82,31 @@ def grow(run: Live) -> dict[str, Any]:
     }
 
 
+def decided(run: Live, replicas: int, since_s: float) -> float | None:
+    """When the autoscaler changed to so many; None when it does not in time."""
+    until_s = time.monotonic() + DECIDED_WITHIN_S
+    while time.monotonic() < until_s:
+        if (change := first_change(run.log(), replicas, since_s)) is not None:
+            return unix_s(change["time"])
+        time.sleep(0.5)
+    return None
+
+
 def shrink(run: Live) -> dict[str, Any]:
     """No load but long streams, until there is one replica; all of them must end well."""
     began_at = time.time()
     streams = run.send(1000, streams=2) if run.proof.tiny else run.send(LONG_TOKENS, streams=STREAMS)
     try:
-        one_left_s = run.course.until(ONE_READY, min(240.0, run.left_s(FOREIGN_NEEDS_S)))
+        one_left_s = run.course.until(ONE_READY, min(240.0, run.left_s(SHRINK_KEEPS_S)))
     finally:
         ended = streams.stop()
     change = first_change(run.log(), 1, began_at)
     at = began_at if change is None else unix_s(change["time"])
+    drains_at = run.course.first((0, 1, 1), at)
     return {
         "decided_s": None if change is None else at - began_at,
         "one_left_s": one_left_s,
+        "drained_s": None if drains_at is None else began_at + one_left_s - drains_at,
         "streams": answers(ended),
         "open_when_decided": answers(open_across(ended, at)),
     }
@@ -108,7 +129,10 @@ def move(run: Live) -> dict[str, Any]:
         after_it = meanwhile.stop()
         ended = streams.stop()
     (after,) = run.replicas()
+    drains_at = run.course.first(DRAINS, ordered_at)
     return found | {
+        "drains_after_s": None if drains_at is None else drains_at - ordered_at,
+        "open_when_drained": None if drains_at is None else answers(open_across(ended + after_it, drains_at)),
         "open_when_ordered": answers(open_across(ended, ordered_at)),
         "sent_meanwhile": answers(after_it),
         "same_replica": after.replica_id == before.replica_id,

@@ -20,7 +20,6 @@ TINY = {
     "env": {"OMP_NUM_THREADS": "1"},
 }
 SCALED = {
-    "replicas": {"min": 0, "max": 2},
     "slo": {"ttft_ms": 1000, "ttft_ms_per_input_token": 0.25, "tpot_ms": 60},
     "cold_start_s": 90,
     "drain_timeout_s": 120,
@@ -45,10 +44,11 @@ def config(models: dict[str, dict[str, Any]], tiny: bool) -> DeploymentConfig:
     return DeploymentConfig.model_validate({"models": models, "gateway": {"port": PORT}})
 
 
-def scaled(tiny: bool) -> DeploymentConfig:
-    """One 8B model between zero and two replicas; `tiny` simulates its engines."""
+def scaled(tiny: bool, to_zero: bool = True) -> DeploymentConfig:
+    """One 8B model between zero (or one) and two replicas; `tiny` simulates its engines."""
     engine = SIMULATED if tiny else {**DUMMY, "max_num_seqs": 256}
     model = {"source": "builtin:llama-3-8b-shape", "engine": engine, **SCALED}
+    model["replicas"] = {"min": 0 if to_zero else 1, "max": 2}
     return DeploymentConfig.model_validate(
         {"models": {"llama-8b": model}, "gateway": {"port": PORT}, "scaling": SCALING}
     )

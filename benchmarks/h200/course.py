@@ -45,6 +45,10 @@ class Course(threading.Thread):
         """The newest; none of any before the first look."""
         return self.rows[-1].counts if self.rows else (0, 0, 0)
 
+    def first(self, wanted: Counts, since_s: float) -> float | None:
+        """When these counts were first seen after a Unix time."""
+        return next((row.at for row in self.rows if row.at >= since_s and row.counts == wanted), None)
+
     def until(self, wanted: Counts, within_s: float) -> float:
         """Wait for these counts; seconds that took. Raises TimeoutError."""
         began_s = time.monotonic()

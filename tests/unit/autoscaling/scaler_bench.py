@@ -11,6 +11,7 @@ from raylane.autoscaling.decider import Fleet
 from raylane.autoscaling.decision import Move
 from raylane.autoscaling.scaler import Scaler
 from raylane.cluster.errors import FailedError
+from raylane.cluster.hosts import Host
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.engines.base import EngineLoad
 from raylane.deployments.reports import ModelTraffic, ReplicaReport, Snapshot
@@ -28,6 +29,8 @@ class FakeCluster:
         self.seen: Snapshot | Exception = snapshot()
         self.gpus = gpus
         self.asked: list[tuple[str, int]] = []
+        self.machines: tuple[Host, ...] = ()
+        self.moved: list[Move] = []
         self.refuses = False
         self.text: str | None = None
         self.clock_s = 1000.0
@@ -48,6 +51,9 @@ class FakeCluster:
     async def fleet(self) -> Fleet:
         return Fleet(self.gpus, "L40S")
 
+    async def hosts(self) -> tuple[Host, ...]:
+        return self.machines
+
     async def scale(self, model: str, replicas: int) -> None:
         if self.refuses:
             raise FailedError("503")
@@ -55,7 +61,7 @@ class FakeCluster:
         good(self.counts)[model] = replicas
 
     async def move(self, move: Move) -> None:
-        raise AssertionError("nothing moves here")
+        self.moved.append(move)
 
     async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]:
         self.clock_s += 0.01
