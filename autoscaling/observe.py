@@ -74,7 +74,7 @@ class Totals:
                 sums[report.model] = old._replace(
                     prompt_tokens=old.prompt_tokens + _grown(before.prompt, after.prompt),
                     output_tokens=old.output_tokens + _grown(before.output, after.output),
-                    missed=_more(old.missed, before.missed, after.missed),
+                    missed=_more(old.missed, 0.0 if _restarted(before, after) else before.missed, after.missed),
                 )
         known = {replica: _known(self.replicas.get(replica), tokens) for replica, tokens in now.items()}
         return Totals(sums, _newest(self.gateways, snapshot.gateways), _newest(self.replicas, known))
@@ -197,7 +197,10 @@ def _known(before: Counters | None, now: Counters) -> Counters:
     """A reading that is missing now keeps the last one, so that nothing counted in between is lost."""
     if before is None:
         return now
-    return Counters(*(old if new is None else new for old, new in zip(before, now, strict=True)))
+    kept = Counters(*(old if new is None else new for old, new in zip(before, now, strict=True)))
+    if before.missed is None or kept.missed is None or _restarted(before, now):
+        return kept
+    return kept._replace(missed=max(before.missed, kept.missed))
 
 
 def _grown(before: float | None, now: float | None) -> float:
@@ -208,8 +211,19 @@ def _grown(before: float | None, now: float | None) -> float:
 
 
 def _more(total: float | None, before: float | None, now: float | None) -> float | None:
-    """The total with what was added; unknown while no engine tells."""
-    return total if now is None else (total or 0.0) + _grown(before, now)
+    """The total with what was added; unknown while no engine tells.
+
+    Misses are read off histograms with the allowance of the mean prompt, so the figure can fall a little without a
+    restart; what it had reached is not counted twice.
+    """
+    if now is None:
+        return total
+    return (total or 0.0) + (0.0 if before is None else max(0.0, now - before))
+
+
+def _restarted(before: Counters, now: Counters) -> bool:
+    """Whether the engine began to count anew: its tokens, true counters, fell."""
+    return any(old is not None and new is not None and new < old for old, new in zip(before[:2], now[:2], strict=True))
 
 
 def _newest(old: Mapping[str, T], new: Mapping[str, T]) -> dict[str, T]:

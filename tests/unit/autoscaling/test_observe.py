@@ -163,3 +163,24 @@ def test_a_model_that_was_just_asked_for_waits_even_before_the_counters_say_so()
 def test_models_that_serve_has_no_target_for_are_left_out() -> None:
     seen, _ = observe(snapshot(), {"m": 1}, config(m={}, new={}), 12, 0.0, Totals())
     assert [model.name for model in seen.models] == ["m"]
+
+
+def missed(*counts: tuple[float, float | None]) -> float | None:
+    """The total after an engine said (output tokens, misses) look by look."""
+    looks = [snapshot(report("a", load=EngineLoad(0, 0, 0.0, tokens, tokens, count))) for tokens, count in counts]
+    return see(*looks).missed_total
+
+
+@pytest.mark.parametrize(
+    ("counts", "total"),
+    [
+        pytest.param([(10, 4.0), (20, 7.0)], 3.0, id="what was added since the first look"),
+        pytest.param([(10, 4.0), (20, 3.8), (30, 4.0), (40, 3.9), (50, 4.5)], 0.5, id="a dip is not counted again"),
+        pytest.param([(10, 4.0), (2, 1.0), (5, 1.5)], 1.5, id="an engine that was started again counts from 0"),
+        pytest.param([(10, 4.0), (20, None), (30, 6.0)], 2.0, id="a look without a figure is bridged"),
+        pytest.param([(10, None), (20, 5.0), (30, 6.0)], 1.0, id="the first figure adds nothing"),
+        pytest.param([(10, None), (20, None)], None, id="unknown where no engine tells"),
+    ],
+)
+def test_misses(counts: list[tuple[float, float | None]], total: float | None) -> None:
+    assert missed(*counts) == (None if total is None else pytest.approx(total))

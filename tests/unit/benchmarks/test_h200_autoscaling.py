@@ -161,3 +161,35 @@ def test_clients_and_engine_agree_on_the_misses() -> None:
     for bound in ("0.5", "1", "2.5", "5", "10"):
         clients = foreign["client"]["ttft_over"][bound] + also["ttft_over"][bound]
         assert page[f"{bound} s"] == f"{clients:,} | {foreign['engine_ttft_over'][bound]:,.0f}"
+
+
+def test_the_page_says_what_the_second_run_found() -> None:
+    run, page = json.loads((RESULTS / "autoscaling-2.json").read_text()), rows_of_the_page()
+    move, grow, shrink = run["move"], run["grow"], run["shrink"]
+    assert page["drains after the order"].startswith(f"{move['drains_after_s']:.1f} s")
+    assert page["ready on the other GPU after the order"] == (
+        f"{move['order_to_ready_s']:.1f} s (the engine's start there: {move['started_s']:.1f} s)"
+    )
+    meanwhile = move["sent_meanwhile"]
+    assert page["requests sent meanwhile, all answered"].startswith(
+        f"{meanwhile['requests']}; the longest waited {meanwhile['ttft_max_s']:.1f} s"
+    )
+    assert page["growth to two decided after"] == f"{grow['decided_s']:.1f} s"
+    assert page["two ready after"] == f"{grow['two_ready_s']:.1f} s (start of {grow['started_s'][1]:.1f} s)"
+    assert page["sent, all within the SLO"].startswith(f"{grow['load']['requests']:,}")
+    assert page["shrink to one decided after"] == f"{shrink['decided_s']:.1f} s"
+    assert page["one left after"] == f"{shrink['one_left_s']:.1f} s ({shrink['drained_s']:.1f} s of draining)"
+    assert page["streams in all, all whole"] == str(shrink["streams"]["requests"])
+    assert grow["client"]["either"] == 0
+
+
+def test_the_second_run_moved_and_shrank_with_open_streams_and_lost_none() -> None:
+    run = json.loads((RESULTS / "autoscaling-2.json").read_text())
+    move, shrink = run["move"], run["shrink"]
+    sets = (move["open_when_drained"], move["sent_meanwhile"], run["grow"]["load"], shrink["streams"])
+    assert [found["failed"] for found in sets] == [0, 0, 0, 0]
+    assert (move["open_when_drained"]["requests"], shrink["open_when_decided"]["requests"]) == (8, 8)
+    after = move["after"]
+    assert after["leased"] == after["held"] == after["by_nvidia_smi"] != move["before"]["leased"]
+    assert (move["same_replica"], after["problem"], run["wrong_gpus"]) == (True, None, [])
+    assert [(change["from"], change["to"]) for change in run["log"]] == [(1, 1), (1, 2), (2, 1)]
