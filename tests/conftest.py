@@ -1,6 +1,12 @@
-"""For all tests: Ctrl-C reaches the processes that tests start, also where the shell that runs pytest ignores it."""
+"""A random token for the Ray clusters that tests start: Ray reads it when it is imported, so it comes first.
+
+And Ctrl-C for the processes that tests start, also where the shell that runs pytest ignores it.
+"""
 
 import signal
 
+from raylane.cluster.local_ray import use_a_token
+
+use_a_token()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a background job of a shell; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
