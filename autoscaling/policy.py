@@ -5,7 +5,7 @@ inputs give the same outputs, in the replay lab and live.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from raylane.autoscaling.decision import Decision, Reason, Target
@@ -68,7 +68,6 @@ class Policy:
     moves: DomainMoves | None = None
     """Where set, singles are moved out of the way of pairs."""
     name: str = ""
-    notes: Mapping[str, str] = field(default_factory=dict)
 
     def decide(self, seen: Observation, memory: Memory) -> tuple[Decision, Memory]:
         """Replicas for every model that is known, with reasons; and what to remember. Start with an empty memory."""

@@ -29,7 +29,7 @@ CONDITION_SEEDS = range(11, 13)
 CONDITION_RULES = ("slo", "ray-tuned", "utilization-effective", "kpa")
 
 
-def test_scenarios() -> list[str]:
+def held_out_scenarios() -> list[str]:
     """Everything that no knob was tuned on, the short ones first."""
     names = [name for name in the_plan().scenarios if not name.startswith("tune-")]
     return [name for name in names if name not in LONG] + [name for name in names if name in LONG]
@@ -42,7 +42,7 @@ def frozen_knobs(path: Path = KNOBS) -> dict[str, dict[str, Any]]:
 
 def study_jobs() -> list[Job]:
     """Every run of the test: sweeps, rules as shipped, fixed fleets, ablations; then changed conditions."""
-    return [job for scenario in test_scenarios() for job in _scenario_jobs(scenario)] + list(_condition_jobs())
+    return [job for scenario in held_out_scenarios() for job in _scenario_jobs(scenario)] + list(_condition_jobs())
 
 
 def _scenario_jobs(scenario: str) -> Iterator[Job]:
