@@ -34,7 +34,7 @@ class Replica:
     """The life of one replica: start(), then closed_after_death() if the engine dies, or drain() when it is to stop.
 
     `on_gpu_check` is told after every check whether the engine is on other GPUs than the leased ones; None: not known.
-    `limits` is asked before every report, in a thread, for the SLO that misses are counted against.
+    `limits` is asked again and again, in a thread, for the SLO that misses are counted against. It may block.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Replica:
         self._model = model
         self._engine = engine
         self._limits = limits
+        self._known_limits: Limits | None = None
         self._host = host
         self._directory = directory
         self._on_gpu_check = on_gpu_check
@@ -102,7 +103,7 @@ class Replica:
         await self._tell()
         self._go_on()
         if not self._tasks:
-            self._tasks.append(asyncio.create_task(self._keep_reporting()))
+            self._tasks += [asyncio.create_task(self._keep_reporting()), asyncio.create_task(self._keep_limits())]
         await seated.start(lease.lock_fds, self._model.engine.start_timeout_s)
         self._go_on()
         self._report = replace(
@@ -154,9 +155,15 @@ class Replica:
             await self._tell()
             await asyncio.sleep(REPORT_EVERY_S)
 
+    async def _keep_limits(self) -> None:
+        """Apart from the reports: without the head Ray's store blocks for a minute, and who is silent is taken out."""
+        while True:
+            self._known_limits = await asyncio.to_thread(self._limits)
+            await asyncio.sleep(REPORT_EVERY_S)
+
     async def _observe(self) -> None:
         if self._seated is not None and self._seated.ready:
-            self._seated.limits = await asyncio.to_thread(self._limits)
+            self._seated.limits = self._known_limits
             await self._seated.observe()
             gpus = await asyncio.to_thread(self._host.read_gpus, self._report.gpu_uuids)
             self._report = replace(self._report, load=self._seated.load, gpus=gpus, sick=self._seated.sick)

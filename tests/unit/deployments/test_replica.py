@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -439,6 +440,25 @@ async def test_a_gpu_that_cannot_be_read_once_does_not_end_the_reports(bench: Be
         await asyncio.sleep(0.3)
         seen = len(bench.directory.reports)
         await until(lambda: len(bench.directory.reports) > seen + 2, within_s=2.0)
+
+
+async def test_a_store_that_blocks_does_not_hold_up_the_reports(bench: Bench) -> None:
+    """As Ray's does for a minute when the head is lost."""
+    answers = threading.Event()
+
+    def limits() -> None:
+        answers.wait(20.0)
+
+    config = ModelConfig.from_data({"source": "org/m"}, "test")
+    replica = Replica(bench.id, "tiny", config, FakeKind(), bench, bench.directory, limits=limits)
+    try:
+        await asyncio.wait_for(replica.start(), 10)
+        seen = len(bench.directory.reports)
+        await until(lambda: len(bench.directory.reports) > seen + 2, within_s=3.0)
+        assert bench.directory.reports[-1].state is ReplicaState.READY
+    finally:
+        answers.set()
+        await asyncio.wait_for(replica.close(), 10)
 
 
 async def test_a_metrics_page_that_is_an_error_page_does_not_end_the_reports(bench: Bench) -> None:
