@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import socket
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -153,7 +154,8 @@ def _sign(fd: int, owner: str) -> None:
 def _lease_ports(folder: Path, host: str) -> tuple[range, int]:
     if not _bindable(host, 0):
         raise FailedError(f"engines cannot listen on {host}: it is no address of this host (RAYLANE_ADDRESS)")
-    for first in PORT_BLOCKS:
+    start = zlib.crc32(str(folder).encode()) % len(PORT_BLOCKS)
+    for first in (*PORT_BLOCKS[start:], *PORT_BLOCKS[:start]):  # clusters of other folders begin elsewhere
         fd = _try_lock(folder / "ports" / str(first))
         if fd is None:
             continue
