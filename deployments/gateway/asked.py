@@ -45,10 +45,11 @@ class Asked:
 
 
 class Unreachables:
-    """Replicas to which no connection could be had in the last AVOIDED_FOR_S."""
+    """Replicas to which no connection could be had in the last AVOIDED_FOR_S, and when one was last had to each."""
 
     def __init__(self) -> None:
         self._until_s: dict[str, float] = {}
+        self._connected_s: dict[str, float] = {}
 
     def remember(self, replica_id: str) -> None:
         self._until_s[replica_id] = time.monotonic() + AVOIDED_FOR_S
@@ -61,8 +62,17 @@ class Unreachables:
     def forget(self, replica_id: str) -> None:
         self._until_s.pop(replica_id, None)
 
+    def connected(self, replica_id: str) -> None:
+        """A new connection was had: what else cannot be reached there waits in a line, not for a lost host."""
+        self._connected_s[replica_id] = time.monotonic()
+
+    def last_connected_s(self, replica_ids: frozenset[str]) -> float:
+        """When the last new connection to one of these was had; 0 for never."""
+        return max((self._connected_s.get(replica_id, 0.0) for replica_id in replica_ids), default=0.0)
+
     def keep_only(self, replica_ids: frozenset[str]) -> None:
         self._until_s = {replica: until_s for replica, until_s in self._until_s.items() if replica in replica_ids}
+        self._connected_s = {replica: at_s for replica, at_s in self._connected_s.items() if replica in replica_ids}
 
     def now(self) -> frozenset[str]:
         if not self._until_s:

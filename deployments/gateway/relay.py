@@ -156,7 +156,8 @@ class Relay:
             while (picked := self._pick(asked)) is NoPick.NO_REPLICA and not self._holding.closed:
                 left_s = asked.began_s + self._holding.limits.timeout_s - time.monotonic()
                 if listed := self._lists(asked.model):  # and failed: until the directory drops it or it is back
-                    left_s = min(left_s, asked.problem_s + LISTED_FOR_S - time.monotonic())
+                    since_s = max(asked.problem_s, self._unreachable.last_connected_s(asked.unreachable))
+                    left_s = min(left_s, since_s + LISTED_FOR_S - time.monotonic())
                 if left_s <= 0:
                     break
                 await self._holding.news(place, min(left_s, LOOK_AGAIN_S) if listed else left_s)
@@ -207,6 +208,8 @@ class Relay:
         while True:
             upstream, new = await self._pool.connection(endpoint.url)
             self._unreachable.forget(endpoint.replica_id)
+            if new:
+                self._unreachable.connected(endpoint.replica_id)
             asked.sent(endpoint.replica_id)
             try:
                 return upstream, await upstream.send(

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -263,6 +264,45 @@ async def test_a_replica_that_can_be_reached_again_gets_what_waited_for_it(monke
         await back.listen(port=engine.port)
         assert [reply.status for reply in await asyncio.gather(*waiting)] == [200] * 5
         await back.stop()
+
+
+async def test_an_engine_with_a_full_accept_queue_answers_everybody_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 s of patience with a lost replica, 3 s of work for one that takes a connection each quarter of a second."""
+    monkeypatch.setattr(relay_module, "LISTED_FOR_S", 1.0)
+    monkeypatch.setattr(relay_module, "LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(asked, "AVOIDED_FOR_S", 0.1)
+    monkeypatch.setattr(upstream, "CONNECT_TIMEOUT_S", 0.2)
+    with slow_to_accept(0.25) as port:
+        async with front(timeout_s=20.0) as made:
+            made.relay.apply(Table("e", 9, True, ("m",), (Endpoint("slow", "m", f"http://127.0.0.1:{port}", KEY, 0),)))
+            replies = await asyncio.gather(*(made.post() for _ in range(12)))
+            assert [reply.status for reply in replies] == [200] * 12
+            assert made.relay.traffic()["m"].failed == 0
+
+
+@contextmanager
+def slow_to_accept(each_s: float) -> Iterator[int]:
+    """A server that answers one connection after another and lets no more than two wait; its port."""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=0)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                time.sleep(each_s)
+                taken, _ = listening.accept()
+                with taken:
+                    while (data := taken.recv(65536)) and b"\r\n\r\n" not in data:
+                        pass
+                    taken.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
 
 
 @pytest.fixture
