@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from raylane.cli.plan import misfits
 from raylane.deployments.config import json_schema, load_config
 
 if TYPE_CHECKING:
@@ -51,7 +52,12 @@ def deploy(
         from raylane.autoscaling.specs import check_scaling
         from raylane.deployments.rollout import deploy as put
 
-        check_scaling(config, read_fleet().card, str(config_file))
+        card = read_fleet().card
+        check_scaling(config, card, str(config_file))
+        for line in misfits(config, card):  # no refusal: memory is computed, the engine has the last word
+            Console(stderr=True).print(
+                f"warning: {config_file}: {line}", style="yellow", highlight=False, soft_wrap=True
+            )
         try:
             change = put(config, api, str(config_file), progress_lines(), timeout_s, follow)
         except KeyboardInterrupt:

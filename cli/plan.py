@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -212,8 +213,27 @@ def refusals(sizes: Mapping[str, ModelSizing]) -> list[str]:
         if size.hosts is not None and not size.hosts and size.on:
             for card, item in size.on.items():
                 if isinstance(item.fit, Refusal):
-                    nearest = "; ".join(near.change for near in item.fit.nearest) or "none"
-                    lines.append(f"models.{name} does not fit on {card}: {item.fit.reason}. Nearest: {nearest}")
+                    lines.append(refusal_line(name, card, item.fit))
+    return lines
+
+
+def refusal_line(name: str, card: str, refusal: Refusal) -> str:
+    nearest = "; ".join(near.change for near in refusal.nearest) or "none"
+    return f"models.{name} does not fit on {card}: {refusal.reason}. Nearest: {nearest}"
+
+
+def misfits(config: DeploymentConfig, gpu_name: str | None) -> list[str]:
+    """One line for each model that has too little memory on a fleet of this card, as far as that can be computed."""
+    card = find_accelerator(gpu_name) if gpu_name else None
+    lines = []
+    for name, model in config.models.items():
+        if card is None or not model.gpus or isinstance(model.engine, SimulatorConfig):
+            continue
+        with suppress(UsageError):  # a hub id or an unknown architecture: its size is not known
+            facts = model_facts(read_model_config(config_of(model.source)), name)
+            found = size_on(facts, card, model, None, model.gpus).fit
+            if isinstance(found, Refusal):
+                lines.append(refusal_line(name, card.name, found))
     return lines
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from raylane.cli.demo import SIMULATED, links_line
 from raylane.cli.main import app
+from raylane.cli.plan import misfits
 from raylane.cluster.errors import UsageError
 from raylane.cluster.recording import load_recording
 from raylane.deployments.config import load_config
@@ -99,6 +100,23 @@ def test_what_does_not_fit_is_said_with_the_reason(
         run(config(tmp_path, **change), *on(recording))
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "card", "part"),
+    [
+        pytest.param({"engine": {}}, "NVIDIA L40S", "70.6 GB of weights", id="too large for the card"),
+        pytest.param({}, "NVIDIA L40S", None, id="it fits"),
+        pytest.param({"engine": {}}, "some card of next year", None, id="an unknown card says nothing"),
+        pytest.param({"engine": {}}, None, None, id="a mixed fleet says nothing"),
+        pytest.param({"engine": {}, "source": "meta-llama/Llama-3.1-70B"}, "L40S", None, id="a hub id says nothing"),
+        pytest.param({"engine": {"kind": "simulator", "gpu": "L40S"}}, "L40S", None, id="nor does a simulated engine"),
+    ],
+)
+def test_what_deploy_warns_of(tmp_path: Path, change: dict[str, Any], card: str | None, part: str | None) -> None:
+    lines = misfits(load_config(Path(config(tmp_path, **change))), card)
+    assert len(lines) == (part is not None)
+    assert all(line.startswith("models.large does not fit on L40S") and str(part) in line for line in lines)
 
 
 def test_json_says_what_does_not_fit_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
