@@ -40,6 +40,7 @@ NAME = "autoscaler-1"  # a detached actor keeps the code it was started with: co
 KEPT = b"autoscaler"
 ON_HEAD = {"node:__internal_head__": 0.001}  # the dashboard listens on the head's loopback address
 LOG_NAME = "scaling.jsonl"
+MOST_LOG_BYTES = 32 << 20
 STARTS_WITHIN_S = 120.0
 HOSTS_EVERY_S = 600.0
 HOSTS_WITHIN_S = 4.0  # a node that has to start a worker first is seen the next time
@@ -119,10 +120,13 @@ def card_of(node: Mapping[str, Any]) -> str | None:
 
 
 def log_writer(path: Path) -> Callable[[Mapping[str, Any]], None]:
-    """Appends JSON lines; a full disk must not stop the autoscaler."""
+    """Appends JSON lines, and keeps the file before the last when it has grown large. A full disk must not stop the
+    autoscaler."""
 
     def write(entry: Mapping[str, Any]) -> None:
         try:
+            if path.exists() and path.stat().st_size > MOST_LOG_BYTES:
+                path.replace(path.with_name(f"{path.name}.1"))
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
         except OSError as error:

@@ -17,10 +17,7 @@ from raylane.autoscaling.demand import Demand, History, estimate, remember
 from raylane.autoscaling.observation import ModelSeen, Phase
 from raylane.autoscaling.policy import ModelSpec, Wish
 
-REVERSAL_S = 900.0  # a change against the last one within this counts as one
-REMEMBER_REVERSALS_S = 3600.0
 SLOWEST, FASTEST = 0.05, 1.5  # how wrong a profile may turn out, as a factor on its speed
-MOST_RESERVE = 3.0
 FADE_S = 7200.0
 SETTLES_S = 120.0  # after a shortage requests that waited through it still end
 LOADED = 0.4  # of what the replicas carry: below, nothing is learnt from requests that were good
@@ -37,29 +34,23 @@ class SloRule:
     burst_margin: float = 2.0
     target_load: float = 0.8
     confidence: float = 2.0
-    hold_s: float = 60.0
+    hold_s: float = 450.0
     shrink_every_s: float = 30.0
     idle_s: float = 600.0
-    forecast: bool = True
-    learn_speed: bool = True
-    learning: float = 0.5
-    """How fast: a minute in which every request misses lowers the believed speed by a factor e at 1."""
-    burst_learning: float = 0.1
-    """The same for the reserve kept against rises faster than a cold start; 0 keeps none."""
-    shrink_band: float = 0.05
+    forecast: bool = False
+    """Prolong a rise that is sure over the cold start."""
+    learning: float = 1.0
+    """How fast: a minute in which every request misses lowers the believed speed by a factor e at 1, never at 0."""
+    shrink_band: float = 0.3
     """Shrink only when this much more than the need would fit too, so that chance does not turn it back."""
     misses: float = 1.0
     """Share of the misses that the SLO allows which is aimed at."""
-    calm: bool = True
-    """After a reversal, shrink more patiently for an hour."""
-    calm_hold_s: float = 900.0
-    """The hold period in that hour."""
 
     def wish(
         self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: "SloMemory | None"
     ) -> tuple[Wish, "SloMemory"]:
         """See decision.Reason for the answers."""
-        past = memory or SloMemory(began_s=at_s, last_shrink_s=at_s, last_arrival_s=at_s)
+        past = memory or SloMemory(began_s=at_s, last_shrink_s=at_s, last_active_s=at_s)
         past = past._replace(history=remember(past.history, seen, at_s))
         if seen.arrivals_total is None or not past.history:
             return self._blind(spec, seen), past
@@ -73,21 +64,19 @@ class SloRule:
         past = self._forget(self._learn(past, spec, seen, demand, fits=at_s - past.short_s > SETTLES_S))
         carried = past.speed * spec.profile.requests_per_s(*demand.mix)
         past = past._replace(load=demand.now_rps / (carried * ready) if ready else 2.0)
-        need, reason = self._need(carried, past.reserve, spec, seen, demand)
+        need, reason = self._need(carried, spec, seen, demand)
         past = self._note(past, seen, need, at_s)
         replicas, reason, past = self._step(spec, seen, need, reason, past, at_s)
         detail = (
             f"need {need:.2f}, {demand.now_rps:.2f} -> {demand.ahead_rps:.2f} req/s, "
-            f"dispersion {demand.dispersion:.1f}, speed {past.speed:.2f}, reserve {past.reserve:.2f}"
+            f"dispersion {demand.dispersion:.1f}, speed {past.speed:.2f}"
         )
-        return Wish(replicas, reason, need / past.reserve, detail), past._replace(last_wish=replicas)
+        return Wish(replicas, reason, need, detail), past
 
-    def _need(
-        self, rate: float, reserve: float, spec: ModelSpec, seen: ModelSeen, demand: Demand
-    ) -> tuple[float, Reason]:
+    def _need(self, rate: float, spec: ModelSpec, seen: ModelSeen, demand: Demand) -> tuple[float, Reason]:
         """Replicas, as a fraction, and what asks for them. `rate`: requests a second that one replica carries."""
         stay_s = demand.mix.output * spec.profile.tpot_s
-        load = reserve * demand.ahead_rps * stay_s
+        load = demand.ahead_rps * stay_s
         margin = self.burst_margin * sqrt(load * demand.dispersion)
         need, reason = (load + margin) / (rate * stay_s * self.target_load), Reason.DEMAND
         waiting = seen.held + sum(replica.waiting or 0 for replica in seen.ready)
@@ -111,8 +100,7 @@ class SloRule:
             return 0, Reason.IDLE, past
         wanted = max(ceil(need - 1e-9), 1 if seen.held else 0)
         if wanted > have:
-            waking = have == 0
-            return wanted, Reason.WAKE if waking else reason, past._replace(last_grow_s=at_s)
+            return wanted, Reason.WAKE if have == 0 else reason, past
         most = max((value for _, value in past.needs), default=need)
         fits = max(ceil(most * (1.0 + self.shrink_band) - 1e-9), spec.min_replicas)
         if have <= spec.min_replicas:
@@ -124,27 +112,19 @@ class SloRule:
             return have, Reason.HOLD if wanted < have else Reason.STEADY, past
         if not self._may_shrink(seen, past, at_s):
             return have, Reason.HOLD, past
-        reversals = past.reversals
-        if past.last_grow_s is not None and at_s - past.last_grow_s <= REVERSAL_S:
-            reversals = (*reversals, at_s)
-        return have - 1, Reason.SHRINK, past._replace(last_shrink_s=at_s, reversals=reversals)
+        return have - 1, Reason.SHRINK, past._replace(last_shrink_s=at_s)
 
     def _to_zero(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> tuple[int, Reason, "SloMemory"]:
-        """The last replica goes when no request has come for long enough and the GPUs say so too."""
-        quiet = at_s - past.last_arrival_s >= self.idle_s
-        inside = any((replica.waiting or 0) + (replica.running or 0) for replica in seen.replicas)
+        """The last replica goes when it has had nothing to do for long enough and the GPUs say so too."""
         working = any((replica.gpu_utilization or 0.0) > BUSY for replica in seen.ready)
-        if quiet and not inside and not working and not seen.held and not seen.count(Phase.STARTING):
+        if at_s - past.last_active_s >= self.idle_s and not working:
             return 0, Reason.IDLE, past._replace(last_shrink_s=at_s)
         return 1, Reason.STEADY, past
 
     def _may_shrink(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> bool:
-        calm_since_s = past.reversals[-1] if self._irritated(past) else past.began_s
-        if at_s - past.last_shrink_s < self.shrink_every_s or at_s - calm_since_s < self._hold_s(past):
+        if at_s - past.last_shrink_s < self.shrink_every_s or at_s - past.began_s < self.hold_s:
             return False
-        if seen.held or any(replica.waiting for replica in seen.ready) or self._busy(seen, past):
-            return False
-        return not (self._irritated(past) and past.last_grow_s is not None and at_s - past.last_grow_s < REVERSAL_S)
+        return not (seen.held or any(replica.waiting for replica in seen.ready) or self._busy(seen, past))
 
     def _busy(self, seen: ModelSeen, past: "SloMemory") -> bool:
         """GPUs that are never idle veto a shrink that would fill those left by our own reckoning."""
@@ -152,61 +132,41 @@ class SloRule:
         fuller = past.load * len(seen.ready) / max(1, len(seen.ready) - 1)
         return bool(shares) and min(shares) > ALWAYS_BUSY and fuller > FULL_LOAD
 
-    def _irritated(self, past: "SloMemory") -> bool:
-        return self.calm and bool(past.reversals)
-
-    def _hold_s(self, past: "SloMemory") -> float:
-        return max(self.hold_s, self.calm_hold_s) if self._irritated(past) else self.hold_s
-
     def _note(self, past: "SloMemory", seen: ModelSeen, need: float, at_s: float) -> "SloMemory":
-        """Keep the needs of the hold period (only those a later one does not exceed matter), arrivals and reversals."""
-        keep_from_s = at_s - self._hold_s(past)
-        kept = [entry for entry in past.needs if entry[0] >= keep_from_s and entry[1] > need]
+        """Keep the needs of the hold period (only those a later one does not exceed matter), and when work was last
+        seen: a replica that starts counts, so that one just woken is not taken for one that was idle all the time."""
+        kept = [entry for entry in past.needs if entry[0] >= at_s - self.hold_s and entry[1] > need]
         history = past.history
         arrived = len(history) > 1 and history[-1].arrivals > history[-2].arrivals
-        grew = past.last_wish is not None and seen.target > 0 and need > seen.target
-        reversals = tuple(at for at in past.reversals if at_s - at < REMEMBER_REVERSALS_S)
-        if grew and past.last_shrink_s > past.began_s and at_s - past.last_shrink_s <= REVERSAL_S:
-            reversals = (*reversals, at_s)
-        return past._replace(
-            needs=(*kept, (at_s, need)),
-            last_arrival_s=at_s if arrived else past.last_arrival_s,
-            reversals=reversals[-4:],
-        )
+        inside = any((replica.waiting or 0) + (replica.running or 0) for replica in seen.replicas)
+        active = arrived or inside or seen.held or seen.count(Phase.STARTING)
+        return past._replace(needs=(*kept, (at_s, need)), last_active_s=at_s if active else past.last_active_s)
 
     def _learn(self, past: "SloMemory", spec: ModelSpec, seen: ModelSeen, demand: Demand, fits: bool) -> "SloMemory":
-        """Correct two beliefs until the share of requests that miss their SLO is the share that may.
+        """Correct the believed speed until the share of requests that miss their SLO is the share that may.
 
-        Robbins and Monro's rule for a quantile: each miss moves a belief one way, each good request the other way by as
-        much as the allowed share of misses. Misses while there were enough replicas by our own reckoning tell of the
-        profile's speed; misses while they were too few tell that load rises faster than replicas start, and are
-        answered by a reserve. When the replicas are far from full, good requests say nothing about their speed.
+        Robbins and Monro's rule for a quantile: each miss lowers the belief, each good request raises it by as much as
+        the allowed share of misses. Misses while replicas were too few by our own reckoning say nothing about their
+        speed, and neither do good requests while the replicas are far from full.
         """
-        if not self.learn_speed or len(past.history) < 2:
+        if not self.learning or len(past.history) < 2:
             return past
         last, before = past.history[-1], past.history[-2]
         if last.missed is None or before.missed is None:
             return past
         finished, missed = last.finished - before.finished, last.missed - before.missed
-        allowed = (1.0 - spec.slo.attainment) * self.misses
-        surplus = allowed * finished - missed
-        if not finished:
+        surplus = (1.0 - spec.slo.attainment) * self.misses * finished - missed
+        if not finished or (surplus < 0 and not fits) or (surplus > 0 and past.load < LOADED):
             return past
         minutes = max(-1.0, surplus / max(demand.now_rps * 60.0, finished))
-        if surplus > 0 or not fits:
-            reserve = past.reserve * exp(-self.burst_learning * minutes)
-            past = past._replace(reserve=max(1.0, min(MOST_RESERVE, reserve)))
-        if (surplus < 0 and not fits) or (surplus > 0 and past.load < LOADED):
-            return past
-        speed = past.speed * exp(self.learning * minutes)
-        return past._replace(speed=max(SLOWEST, min(FASTEST, speed)))
+        return past._replace(speed=max(SLOWEST, min(FASTEST, past.speed * exp(self.learning * minutes))))
 
     def _forget(self, past: "SloMemory") -> "SloMemory":
-        """Beliefs fade towards the profile, so that misses which no replica would have prevented do not pile up."""
+        """The belief fades towards the profile, so that misses which no replica would have prevented do not pile up."""
         if len(past.history) < 2:
             return past
         kept = exp((past.history[-2].at_s - past.history[-1].at_s) / FADE_S)
-        return past._replace(speed=past.speed**kept, reserve=past.reserve**kept)
+        return past._replace(speed=past.speed**kept)
 
     def _blind(self, spec: ModelSpec, seen: ModelSeen) -> Wish:
         """No counts of arrivals: go by what the engines hold, never shrink busy GPUs, else stay."""
@@ -226,15 +186,11 @@ class SloMemory(NamedTuple):
     needs: tuple[tuple[float, float], ...] = ()
     """(time, need) in the hold period, leaving out what a later need reaches; the first is the largest."""
     last_shrink_s: float = 0.0
-    last_grow_s: float | None = None
-    last_arrival_s: float = 0.0
+    last_active_s: float = 0.0
+    """When a request last came, waited or ran, or a replica was starting."""
     began_s: float = 0.0
-    last_wish: int | None = None
-    reversals: tuple[float, ...] = ()
     speed: float = 1.0
     """Factor on the profile's speed, learnt."""
-    reserve: float = 1.0
-    """Factor on the load, learnt from bursts."""
     load: float = 0.0
     """Rate over what the ready replicas carry, last time."""
     short_s: float = -SETTLES_S

@@ -40,14 +40,13 @@ class RuleEntry:
 
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
 SLO_SPACE: Space = {
-    "burst_margin": (0.5, 1.0, 1.5, 2.0),
-    "target_load": (0.8, 0.9, 1.0),
+    "burst_margin": (1.0, 1.5, 2.0, 3.0),
+    "target_load": (0.7, 0.8, 0.9, 1.0),
     "confidence": (1.0, 2.0, 3.0),
-    "hold_s": (60.0, 120.0, 180.0, 300.0),
-    "calm_hold_s": (900.0, 1800.0, 3600.0),
+    "hold_s": (120.0, 180.0, 300.0, 450.0, 600.0),
+    "shrink_band": (0.05, 0.15, 0.3, 0.5),
     "forecast": (True, False),
-    "learning": (0.5, 1.0, 2.0),
-    "burst_learning": (0.0, 0.1, 0.2, 0.5),
+    "learning": (0.5, 1.0, 1.5, 2.0),
     "misses": (0.5, 1.0),
 }
 RAY_SPACE: Space = {
@@ -90,7 +89,7 @@ PLANNER_SPACE: Space = {
     "target_load": (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
     "down_sensitivity": (0.2, 0.4, 0.6, 0.8),
 }
-MARGINS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.5)
+MARGINS = (0.0, 0.5, 1.0, 1.5, 2.5, 4.0)
 SHARE_LEVELS = (0.85, 0.7, 0.55, 0.4, 0.25, 0.15)
 
 
@@ -103,12 +102,11 @@ def _slo(description: str, **preset: object) -> RuleEntry:
 
 RULES: dict[str, RuleEntry] = {
     "slo": _slo("raylane's own: the load expected when a new replica would be ready, with a margin for bursts"),
-    "slo-no-forecast": _slo("raylane's own without the trend over the cold start", forecast=False),
-    "slo-no-learning": _slo("raylane's own with the profile's speed as it is", learn_speed=False),
-    "slo-no-reserve": _slo("raylane's own without a reserve learnt from bursts", burst_learning=0.0),
-    "slo-no-calm": _slo("raylane's own without more patience after a reversal", calm=False),
+    "slo-with-forecast": _slo("raylane's own with the trend over the cold start", forecast=True),
+    "slo-no-learning": _slo("raylane's own with the profile's speed as it is", learning=0.0),
+    "slo-no-band": _slo("raylane's own shrinking as soon as the load fits on one fewer", shrink_band=0.0),
     "slo-no-margin": _slo("raylane's own without the margin for bursts", burst_margin=0.0),
-    "slo-no-hold": _slo("raylane's own shrinking as soon as the load fits", hold_s=0.0),
+    "slo-no-hold": _slo("raylane's own shrinking without looking back", hold_s=0.0),
     "slo-no-confidence": _slo("raylane's own believing every short rate as it is", confidence=0.0),
     "fixed": RuleEntry(Fixed, "a fixed number of replicas", "replicas", (1, 2, 3, 4, 5, 6, 8, 10, 12)),
     "ray-default": RuleEntry(

@@ -17,7 +17,7 @@ from raylane.autoscaling.lab.schedule import Schedule
 from raylane.autoscaling.lab.setup import Setup
 from raylane.autoscaling.lab.static import cheapest_static, replay_static
 from raylane.autoscaling.study.job import Job
-from raylane.autoscaling.study.jobs import LONG, LONG_SEEDS, SEEDS, held_out_scenarios
+from raylane.autoscaling.study.jobs import LONG, SEEDS, held_out_scenarios
 from raylane.autoscaling.study.load import setup_of
 from raylane.cluster.errors import UsageError
 
@@ -32,7 +32,7 @@ Record = dict[str, Any]
 def worlds() -> Iterator[World]:
     """Every scenario of the test with its seeds, the short ones first."""
     for scenario in held_out_scenarios():
-        seeds = LONG_SEEDS[:DAY_SEEDS] if scenario in LONG else SEEDS[:SHORT_SEEDS]
+        seeds = SEEDS[: DAY_SEEDS if scenario in LONG else SHORT_SEEDS]
         yield from ((scenario, seed) for seed in seeds)
 
 

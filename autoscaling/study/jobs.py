@@ -11,11 +11,17 @@ from raylane.autoscaling.study.load import the_plan
 from raylane.autoscaling.study.tune import KNOBS
 
 SEEDS = range(11, 21)
-LONG = ("servegen-weekday", "azure2024-conv", "azure2024-code")  # many requests: fewer seeds and levels
-LONG_SEEDS = range(11, 13)
+LONG = ("servegen-weekday", "azure2024-conv", "azure2024-code")  # many requests: fewer levels
 LONG_LEVELS = (1, 3, 5)  # of the six of a sweep
 AS_SHIPPED = {"ray-default": "Ray Serve's default as shipped", "utilization": "70/40 with 15 min cooldown"}
-ABLATIONS = ("slo-no-forecast", "slo-no-learning", "slo-no-reserve", "slo-no-calm")
+ABLATIONS = (
+    "slo-with-forecast",
+    "slo-no-learning",
+    "slo-no-margin",
+    "slo-no-band",
+    "slo-no-hold",
+    "slo-no-confidence",
+)
 CONDITIONS = (
     Conditions(service_time=0.8),
     Conditions(service_time=1.2),
@@ -24,8 +30,12 @@ CONDITIONS = (
     Conditions(profile=0.8),
     Conditions(profile=1.2),
 )
-CONDITION_SCENARIOS = ("flash-crowd", "azure2023-code")
-CONDITION_SEEDS = range(11, 13)
+CONDITION_SEEDS = {
+    "flash-crowd": SEEDS,
+    "azure2023-code": SEEDS,
+    "servegen-weekday": SEEDS[:2],
+    "azure2024-conv": SEEDS[:2],
+}
 CONDITION_RULES = ("slo", "ray-tuned", "utilization-effective", "kpa")
 
 
@@ -48,7 +58,7 @@ def study_jobs() -> list[Job]:
 def _scenario_jobs(scenario: str) -> Iterator[Job]:
     long = scenario in LONG
     knobs = frozen_knobs()
-    for seed in LONG_SEEDS if long else SEEDS:
+    for seed in SEEDS:
         for rule in knobs:
             yield from sweep(scenario, rule, knobs[rule], seed, LONG_LEVELS if long else range(6))
         for rule, label in AS_SHIPPED.items():
@@ -62,8 +72,8 @@ def _scenario_jobs(scenario: str) -> Iterator[Job]:
 def _condition_jobs() -> Iterator[Job]:
     knobs = frozen_knobs()
     for conditions in CONDITIONS:
-        for scenario in CONDITION_SCENARIOS:
-            for seed in CONDITION_SEEDS:
+        for scenario, seeds in CONDITION_SEEDS.items():
+            for seed in seeds:
                 for rule in CONDITION_RULES:
                     yield from sweep(scenario, rule, knobs[rule], seed, LONG_LEVELS, conditions)
 

@@ -24,14 +24,12 @@ SCALED = {
     "cold_start_s": 90,
     "drain_timeout_s": 120,
 }
-# The rule's usual patience would not fit into ten minutes: it shrinks after 3 minutes, goes to zero after 10, and after
-# a reversal waits for half an hour. idle_s counts from the last arrival, so it must be longer than a start: with 15 s
-# the replica that a request had woken was taken away again as soon as it had answered.
+# The rule's usual patience would not fit into ten minutes: it shrinks after 5 minutes and goes to zero after 10.
 SCALING = {
     "policy": "slo",
     "decide_every_s": 5,
     "warm_up_s": 20,
-    "knobs": {"hold_s": 30.0, "shrink_every_s": 10.0, "idle_s": 105.0, "calm": False},
+    "knobs": {"hold_s": 30.0, "shrink_every_s": 10.0, "idle_s": 105.0, "shrink_band": 0.05},
 }
 # Sixteen requests in a batch, so that a load which two cores can carry needs two replicas.
 SIMULATED = {"kind": "simulator", "max_num_seqs": 16, "max_model_len": 8192, "cold_start_s": 6.0}

@@ -51,6 +51,7 @@ MODEL, PORT, SPEED = "llama-8b", 18_333, 10.0
 SLO = Slo(ttft_ms=1000, ttft_ms_per_input_token=0.25, tpot_ms=60)
 COLD_START_S = 90.0
 PROCESS_START_S = 2.0  # real seconds of a simulated start that are not waited for on purpose
+WITHIN = {"mean_apart": 0.75, "share_more_than_one_apart": 0.05}  # replicas, share of the time
 LOAD = {
     "kind": "ramp",
     "base_rps": 0.3,
@@ -237,6 +238,17 @@ def main() -> None:
             told[policy] = {"live": ran, "lab": replayed, "mean_apart": mean, "share_more_than_one_apart": above_one}
             sys.stderr.write(f"SIMULATED {policy}: {summary(told[policy])}\n")
     sys.stdout.write(json.dumps(told, indent=1) + "\n")
+    wrong = [text for policy in given.policies.split(",") for text in differences(policy, told[policy])]
+    if wrong:
+        sys.exit("; ".join(wrong))
+
+
+def differences(policy: str, one: Mapping[str, Any]) -> list[str]:
+    """What must not be: requests lost by any policy, decisions of raylane's own that are not those of the lab."""
+    lost = [f"{policy}: {one['live']['lost']} requests lost"] if one["live"]["lost"] else []
+    if policy != "slo":
+        return lost
+    return lost + [f"{policy}: {name} is {one[name]:.3f} > {most}" for name, most in WITHIN.items() if one[name] > most]
 
 
 def summary(one: Mapping[str, Any]) -> str:

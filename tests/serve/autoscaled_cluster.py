@@ -40,8 +40,8 @@ KNOBS = {
     "hold_s": 6.0,
     "shrink_every_s": 2.0,
     "idle_s": 12.0,
-    "calm": False,
-    "learn_speed": False,
+    "shrink_band": 0.05,
+    "learning": 0.0,
 }
 
 

@@ -1,10 +1,13 @@
 """What the autoscaler adds up: savings of a shadow, idle GPUs, and both over its own death."""
 
 import json
+from pathlib import Path
 
 import pytest
 from live_values import report, snapshot
 from scaler_bench import HOUR_S, bench
+
+from raylane.autoscaling import ray_scaler
 
 
 async def test_a_shadow_touches_nothing_and_adds_up_what_it_would_have_saved() -> None:
@@ -84,3 +87,20 @@ async def test_what_an_older_version_kept_is_left_alone() -> None:
     one.cluster.text = json.dumps({"watches": {"r": {"other": 1}}})
     await one.tick()
     assert one.cluster.asked == [("m", 2)]
+
+
+def test_the_log_keeps_what_it_last_held_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_scaler, "MOST_LOG_BYTES", 100)
+    path = tmp_path / "scaling.jsonl"
+    write = ray_scaler.log_writer(path)
+    for number in range(100):
+        write({"number": number})
+    kept = [json.loads(line)["number"] for file in (tmp_path / "scaling.jsonl.1", path) for line in file.open()]
+    assert kept == list(range(kept[0], 100))
+    assert 5 < len(kept) < 30
+    assert {file.name for file in tmp_path.iterdir()} == {"scaling.jsonl", "scaling.jsonl.1"}
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ray_scaler.log_writer(tmp_path / "none" / "scaling.jsonl")({"number": 1})
+    assert "cannot be written" in caplog.text

@@ -130,11 +130,11 @@ def test_as_shipped_fixed_and_ablations_are_no_baselines(tmp_path: Path) -> None
     write(tmp_path, {name: SWEEPS[name] for name in ("slo", "kpa")})
     records, cheap = Records(tmp_path / "test"), {"gpu_hours": 1.0, "worst_model": 1.0, "attainment": 1.0}
     for seed in (11, 12):
-        for policy, rule in (("as shipped", "utilization"), ("one GPU", "fixed"), ("slo-no-calm", "slo-no-calm")):
+        for policy, rule in (("as shipped", "utilization"), ("one GPU", "fixed"), ("slo-no-band", "slo-no-band")):
             records.add(Job("step", policy, rule, {}, seed), cheap)
     text = headline(read_study(tmp_path))
     assert rows(text.split("saving [95 %]")[1])["step"][0] == "kpa"
-    assert "slo-no-calm" not in rows(text)
+    assert "slo-no-band" not in rows(text)
     assert rows(text)["one GPU"] == ["1.0"]
 
 

@@ -27,10 +27,10 @@ def test_detail_has_only_the_tuned_setting_of_each_rule(tmp_path: Path) -> None:
 def test_an_ablation_is_the_difference_to_the_full_rule_seed_by_seed(tmp_path: Path) -> None:
     write(tmp_path, {"slo": SWEEPS["slo"]})
     for seed, gpu_hours in ((11, 12.0), (12, 13.0)):
-        job = Job("step", "slo-no-calm", "slo-no-calm", {}, seed)
+        job = Job("step", "slo-no-band", "slo-no-band", {}, seed)
         Records(tmp_path / "test").add(job, outcome(gpu_hours, 0.97))
     cells = rows(ablation(read_study(tmp_path)))["step"]
-    assert cells[:2] == ["slo-no-calm", "2"]
+    assert cells[:2] == ["slo-no-band", "2"]
     assert cells[2].startswith("+19.0 % [")  # 2 of 10.5
     assert cells[3] == "-1.0 pp [-1.0, -1.0]"
     assert cells[5] == "1.5 against 1.5"
