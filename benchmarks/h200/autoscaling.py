@@ -1,6 +1,6 @@
 """One 8B model on two GPUs: from zero, up and down with the load, moved under load, and kept off a GPU in use.
 
-Five stages, each with what the one before left. Each one's result is written when it ends; one that fails says so, and
+Six stages, each with what the one before left. Each one's result is written when it ends; one that fails says so, and
 the next goes on.
 """
 
@@ -17,7 +17,7 @@ from raylane.deployments.rollout import delete, tidy
 if TYPE_CHECKING:
     from raylane.benchmarks.h200.proof import Proof
 
-STEADY, MORE, OVERLOAD = 0.6, 0.8, 3.0  # times what one replica carries by its profile
+STEADY, MORE, CROWD, OVERLOAD = 0.6, 0.8, 1.2, 3.0  # times what one replica carries by its profile
 DECIDED_WITHIN_S = 60.0
 OVERLOAD_S = 20.0
 DRAINS = (0, 0, 1)
@@ -53,6 +53,27 @@ def wake(run: Live) -> dict[str, Any]:
         "decided_after_s": None if change is None else unix_s(change["time"]) - one.sent_at_s,
         "replica_started_s": [replica.started_s for replica in run.replicas()],
         "cold_starts": cold_starts() - before,
+    }
+
+
+def crowd(run: Live) -> dict[str, Any]:
+    """To zero, then a full replica's load until there is one: all that waited is let go to it at once."""
+    zero_s = run.course.until((0, 0, 0), min(150.0, run.left_s()))
+    senders = run.load(CROWD)
+    began_at, until_s = senders[0].began_at_s, time.monotonic() + min(180.0, run.left_s(FOREIGN_NEEDS_S))
+    try:
+        while not run.replicas() and time.monotonic() < until_s:
+            time.sleep(0.2)
+        ready_at = time.time()
+        time.sleep(5.0)
+    finally:
+        ended = stop(senders)
+    return {
+        "at_zero_after_s": zero_s,
+        "rate_rps": CROWD * run.carries_rps,
+        "ready_s": ready_at - began_at,
+        "let_go_at_once": answers(one for one in ended if one.sent_at_s < ready_at),
+        "load": answers(ended),
     }
 
 
@@ -177,4 +198,4 @@ def refused(run: Live, pid: int) -> str | None:
     return None
 
 
-STAGES = (wake, move, grow, shrink, foreign)
+STAGES = (wake, crowd, move, grow, shrink, foreign)

@@ -29,7 +29,7 @@ SCALING = {
     "policy": "slo",
     "decide_every_s": 5,
     "warm_up_s": 20,
-    "knobs": {"hold_s": 30.0, "shrink_every_s": 10.0, "idle_s": 105.0, "shrink_band": 0.05},
+    "knobs": {"hold_s": 30.0, "shrink_every_s": 10.0, "idle_s": 30.0, "shrink_band": 0.05},
 }
 # Sixteen requests in a batch, so that a load which two cores can carry needs two replicas.
 SIMULATED = {"kind": "simulator", "max_num_seqs": 16, "max_model_len": 8192, "cold_start_s": 6.0}

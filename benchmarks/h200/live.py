@@ -40,7 +40,7 @@ class Live:
 
     def __init__(self, proof: "Proof") -> None:
         self.proof, self.api, self.gpus = proof, proof.api, proof.gpus
-        self.config = configs.scaled(proof.tiny, to_zero=not proof.stages or "wake" in proof.stages)
+        self.config = configs.scaled(proof.tiny, to_zero=not proof.stages or bool({"wake", "crowd"} & proof.stages))
         self.address: str = ray.get_runtime_context().gcs_address
         self.course = Course(MODEL)
         self.began_at = time.time()
