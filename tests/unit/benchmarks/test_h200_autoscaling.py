@@ -193,3 +193,20 @@ def test_the_second_run_moved_and_shrank_with_open_streams_and_lost_none() -> No
     assert after["leased"] == after["held"] == after["by_nvidia_smi"] != move["before"]["leased"]
     assert (move["same_replica"], after["problem"], run["wrong_gpus"]) == (True, None, [])
     assert [(change["from"], change["to"]) for change in run["log"]] == [(1, 1), (1, 2), (2, 1)]
+
+
+def test_the_page_says_what_the_third_run_found() -> None:
+    run, page = json.loads((RESULTS / "autoscaling-3.json").read_text()), rows_of_the_page()
+    wake, crowd = run["wake"], run["crowd"]
+    at_once, later = crowd["let_go_at_once"], crowd["load"]["requests"] - crowd["let_go_at_once"]["requests"]
+    assert page["first token after, third run"] == (
+        f"{wake['first_token_s']:.1f} s (start of {wake['replica_started_s'][0]:.1f} s)"
+    )
+    assert page["at zero again after the answer"] == f"{crowd['at_zero_after_s']:.1f} s"
+    assert page["the replica ready after"] == f"{crowd['ready_s']:.1f} s"
+    assert page["sent until then"] == f"{at_once['requests']:,}"
+    assert page["refused at the gateway's limit of 1,000 held a worker (503), third run"] == str(at_once["failed"])
+    assert page["let go at once, all answered"] == f"{at_once['requests'] - at_once['failed']:,}"
+    assert page["sent in the 5 s after, all answered"] == str(later)
+    assert crowd["load"]["failed"] == at_once["failed"]
+    assert all("1000 requests wait for one already" in error for error in crowd["load"]["errors"])
