@@ -95,10 +95,15 @@ def up_text(state: NodeState, started: bool) -> str:
 def down() -> None:
     """Stop what `raylane node up` started on this host, engines included. Other Rays on the host go on."""
     state = stop_node(runtime_folder())
-    if state is None:
-        typer.echo("nothing was running")
-    else:
-        typer.echo(f"{state.own_address}: stopped, {'head' if state.head else 'worker'} of {state.head_address}")
+    typer.echo("nothing was running" if state is None else down_text(state))
+
+
+def down_text(state: NodeState) -> str:
+    """What was stopped."""
+    role = "head" if state.head else "worker"
+    if state.starting:
+        return f"stopped a {role} whose start was cut short"
+    return f"{state.own_address}: stopped, {role} of {state.head_address}"
 
 
 @node.command()
@@ -113,7 +118,7 @@ def hosts(
 
     from raylane.deployments.rollout import connect
 
-    connect(address or (running.head_address if running else "auto"))
+    connect(address or (running.head_address if running and not running.starting else "auto"))
     try:
         nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
         alive = [described(data) for data in nodes if data["Alive"]]

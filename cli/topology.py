@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raylane.cluster.catalog import find_accelerator, unknown_accelerator_message
 from raylane.cluster.domains import Domain, domains
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Gpu, Host, Link, Verdict
@@ -51,14 +52,18 @@ def known_hosts(from_file: Path | None) -> list[Host]:
 
 
 def probed_host() -> list[Host]:
-    """This host, measured now; the measurements are kept for later."""
-    from raylane.cluster.leases import runtime_folder
+    """This host, measured now on GPUs that are leased for as long; the measurements are kept for later."""
+    from raylane.cluster.leases import hold_free_gpus, runtime_folder
     from raylane.cluster.probe import Prober, probe
     from raylane.cluster.probe_cache import save_measurements
 
-    console = Console(stderr=True)
-    measured = probe(known_hosts(None)[0], Prober(progress=lambda line: console.print(line, highlight=False)))
-    console.print(f"kept in {save_measurements(runtime_folder(), measured)}", highlight=False, soft_wrap=True)
+    console, folder = Console(stderr=True), runtime_folder()
+    prober = Prober(progress=lambda line: console.print(line, highlight=False))
+    uuids = [gpu.uuid for gpu in known_hosts(None)[0].gpus]
+    with hold_free_gpus("probe", uuids, folder) as leased:
+        host = known_hosts(None)[0]  # again: the GPUs' processes count from when nobody can take the GPUs any more
+        measured = probe(host, prober, leased, keep=lambda pairs: save_measurements(folder, pairs))
+    console.print(f"kept in {save_measurements(folder, measured)}", highlight=False, soft_wrap=True)
     return [measured]
 
 
@@ -79,16 +84,21 @@ def host_view(host: Host) -> RenderableType:
         parts += [gpu_table(host), uuid_lines(host)]
     if len(host.gpus) > 1:
         parts += [matrix_table(host), *measured_tables(host), domain_lines(host)]
-    parts += [Text(f"! {problem}", style="yellow") for problem in host.problems]
+    unknown = [unknown_accelerator_message(name) for name in kinds(host) if find_accelerator(name) is None]
+    parts += [Text(f"! {problem}", style="yellow") for problem in (*host.problems, *unknown)]
     return Group(*parts, Text())
 
 
 def headline(host: Host) -> str:
     """Name, number and kind of GPUs, driver, and the states that decide whether peers reach each other."""
-    kinds = sorted({gpu.name for gpu in host.gpus})
-    gpus = f"{len(host.gpus)} x {', '.join(kinds)}" if kinds else "no GPU"
+    gpus = f"{len(host.gpus)} x {', '.join(kinds(host))}" if host.gpus else "no GPU"
     driver = f"driver {host.driver_version}" if host.driver_version else "no driver"
     return f"{host.name}: {gpus}; {driver}; IOMMU {host.iommu or 'unknown'}, ACS {host.acs or 'unknown'}"
+
+
+def kinds(host: Host) -> list[str]:
+    """The driver's name of each kind of GPU, once."""
+    return sorted({gpu.name for gpu in host.gpus})
 
 
 def gpu_table(host: Host) -> Table:

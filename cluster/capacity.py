@@ -1,8 +1,9 @@
 """Which mixes of replicas a set of hosts can hold at the same time. Pure and exact.
 
 Replicas are counted by kind (how many GPUs, on which hosts). Each host holds certain maximal mixes. Where the sizes
-divide one another and every link works, counting slots is exact; the remaining hosts are combined one by one, keeping
-every mix that is not beaten in all kinds. The cost of that grows with the number of such hosts and of kinds.
+divide one another, every link works and every kind may stand, counting slots is exact; the remaining hosts are combined
+one by one, keeping every mix that is not beaten in all kinds. The cost of that grows with the number of such
+hosts and of kinds.
 """
 
 from collections import Counter
@@ -159,8 +160,7 @@ class Capacity:
         allowed = [self._kinds[k].hosts is None or host.name in (self._kinds[k].hosts or ()) for k in self._searched]
         sizes = tuple(size if ok else count + 1 for size, ok in zip(self._sizes, allowed, strict=True))
         whole = Shape((count,), (count > 1,), (frozenset(),))
-        anywhere = all(self._kinds[k].hosts is None for k in self._searched)
-        if anywhere and divides(self._sizes) and mixes(shape, sizes) == mixes(whole, sizes):
+        if all(allowed) and divides(self._sizes) and mixes(shape, sizes) == mixes(whole, sizes):
             self._easy.append(i)
         else:
             self._hard.append((i, np.array(mixes(shape, sizes), dtype=np.int64)))

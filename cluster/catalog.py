@@ -1,5 +1,6 @@
 """What each accelerator can do at most: memory, bandwidth, arithmetic, power. Data lives in accelerators.yaml."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,7 @@ from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
 
 _DATA = Path(__file__).with_name("accelerators.yaml")
+ADDITIONS = "RAYLANE_ACCELERATORS"  # environment: a user's own catalogue file, for every process that sees it
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,14 @@ class CatalogFile(StrictModel):
 
 
 def load_catalog(additions: Path | None = None) -> tuple[Accelerator, ...]:
-    """The shipped catalogue; entries of `additions` come first and replace shipped ones of the same name."""
+    """The shipped catalogue; entries of `additions` come first and replace shipped ones of the same name.
+
+    Without `additions` they are read from the file that RAYLANE_ACCELERATORS names, if it does. UsageError for a file
+    that cannot be read or is not a catalogue.
+    """
+    given = os.environ.get(ADDITIONS)
+    if additions is None and given:
+        additions = Path(given)
     own = () if additions is None else _read(additions)
     replaced = {item.name.casefold() for item in own}
     return own + tuple(item for item in _read(_DATA) if item.name.casefold() not in replaced)
@@ -113,7 +122,9 @@ def need_accelerator(name: str, catalog: Iterable[Accelerator] | None = None) ->
     found = find_accelerator(name, items)
     if found is None:
         known = ", ".join(item.name for item in items)
-        raise UsageError(f"gpu {name!r} is not in the accelerator catalogue (known: {known}); add it in a file")
+        raise UsageError(
+            f"gpu {name!r} is not in the accelerator catalogue (known: {known}); add it in a file, see {ADDITIONS}"
+        )
     return found
 
 

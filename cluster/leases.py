@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raylane.cluster.choose import Choice, Refusal
-from raylane.cluster.errors import FailedError
+from raylane.cluster.errors import FailedError, UsageError
 
 PORT_BLOCK = 32  # ports of one replica: the first for HTTP, the rest for the engine's own processes
 PORT_BLOCKS = range(20_000, 32_000, PORT_BLOCK)  # below Linux's ephemeral ports (32768 and up)
@@ -54,15 +54,28 @@ Chooser = Callable[[frozenset[str]], Choice | Refusal]
 
 
 def runtime_folder() -> Path:
-    """Where locks, logs and cached probes of this host are kept: $RAYLANE_RUNTIME or one folder a user in /tmp."""
-    folder = Path(os.environ.get("RAYLANE_RUNTIME", f"/tmp/raylane-{os.getuid()}"))  # noqa: S108 - one a user, 0700
-    try:
+    """Where locks, logs and cached probes of this host are kept: $RAYLANE_RUNTIME or one folder a user in /tmp.
+
+    Raises UsageError when it cannot be used, or when the one in /tmp is another user's.
+    """
+    given = os.environ.get("RAYLANE_RUNTIME")
+    folder = Path(f"/tmp/raylane-{os.getuid()}" if given is None else given)  # noqa: S108 - its owner is checked
+    with using(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if given is None and (owner := folder.lstat().st_uid) != os.getuid():  # anybody may make this name first
+            raise UsageError(f"runtime folder {folder} is user {owner}'s, not {os.getuid()}'s; set RAYLANE_RUNTIME")
         for part in ("gpus", "ports", "logs"):
             (folder / part).mkdir(exist_ok=True)
-    except OSError as error:
-        raise FailedError(f"runtime folder {folder} cannot be used: {error.strerror}; set RAYLANE_RUNTIME") from error
     return folder
+
+
+@contextmanager
+def using(folder: Path) -> Iterator[None]:
+    """UsageError in place of what the system says of a runtime folder that cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"runtime folder {folder} cannot be used: {error.strerror}; set RAYLANE_RUNTIME") from error
 
 
 def take_lease(
@@ -71,15 +84,19 @@ def take_lease(
     """Lease GPUs (by `choose` among the free ones of `gpu_uuids`) and a block of ports for `owner`.
 
     The GPUs of `own`, a lease that this process has open, count as free: what is chosen of them both leases then hold.
-    Raises FailedError with the reason when there is no good choice or no free port block.
+    Raises FailedError with the reason when there is no good choice, no free port block or a lock that cannot be opened,
+    UsageError when the folder cannot be used.
     """
     ours = {} if own is None else own.gpu_fds()
     with _one_at_a_time(folder):  # also while locks are given back: the next one must find them free
         fds: list[int] = []
         kept: list[int] = []
         try:
-            free = {uuid: fd for uuid in gpu_uuids if (fd := _have(folder, uuid, ours)) is not None}
-            fds += free.values()
+            free: dict[str, int] = {}
+            for uuid in gpu_uuids:
+                if (fd := _have(folder, uuid, ours)) is not None:
+                    fds.append(fd)
+                    free[uuid] = fd
             choice = choose(frozenset(free))
             if isinstance(choice, Refusal):
                 raise FailedError(f"no GPUs for {owner}: {choice.reason}")
@@ -92,6 +109,26 @@ def take_lease(
         finally:
             _close(fd for fd in fds if fd not in kept)
     return Lease(ports, tuple(kept), choice)
+
+
+@contextmanager
+def hold_free_gpus(owner: str, gpu_uuids: Iterable[str], folder: Path) -> Iterator[dict[str, str]]:
+    """Hold those of the GPUs that nobody holds, without ports, while inside; gives who holds each of the others."""
+    fds: list[int] = []
+    held: dict[str, str] = {}
+    try:
+        with _one_at_a_time(folder):
+            for uuid in gpu_uuids:
+                path = folder / "gpus" / uuid
+                if (fd := _try_lock(path)) is not None:
+                    fds.append(fd)
+                    _sign(fd, owner)
+                else:
+                    holder = _signed(path)
+                    held[uuid] = "someone" if holder is None else holder.owner
+        yield held
+    finally:
+        _close(fds)
 
 
 def free_gpus(gpu_uuids: Iterable[str], folder: Path) -> frozenset[str]:
@@ -109,23 +146,29 @@ def holders(folder: Path, part: str = "gpus") -> list[Holder]:
     """The held locks of this host ('gpus' or 'ports') and who holds them."""
     found = []
     with _one_at_a_time(folder):  # looking takes the lock for a moment; a starting replica must not see that
-        for path in sorted((folder / part).iterdir()):
+        with using(folder):
+            paths = sorted((folder / part).iterdir())
+        for path in paths:
             fd = _try_lock(path)
             if fd is not None:
                 os.close(fd)
-                continue
-            with suppress(OSError, ValueError):
-                signed = json.loads(path.read_text())
-                found.append(Holder(path.name, signed["owner"], signed["pid"]))
+            elif (holder := _signed(path)) is not None:
+                found.append(holder)
     return found
+
+
+def _signed(path: Path) -> Holder | None:
+    """Who wrote itself into a lock file; None where nobody has, or where it cannot be read."""
+    with suppress(OSError, ValueError):
+        signed = json.loads(path.read_text())
+        return Holder(path.name, signed["owner"], signed["pid"])
+    return None
 
 
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    try:
+    with using(folder):
         file = (folder / "choosing.lock").open("w")
-    except OSError as error:
-        raise FailedError(f"runtime folder {folder} cannot be used: {error.strerror}; set RAYLANE_RUNTIME") from error
     with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -137,12 +180,19 @@ def _have(folder: Path, uuid: str, ours: dict[str, int]) -> int | None:
 
 
 def _try_lock(path: Path) -> int | None:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """The file, open and locked; None where another holds it. Raises FailedError where that cannot be tried."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise FailedError(f"{path}: cannot be locked: {error.strerror}") from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return None
+    except OSError as error:
+        os.close(fd)
+        raise FailedError(f"{path}: cannot be locked: {error.strerror}") from error
     return fd
 
 

@@ -24,6 +24,7 @@ import yaml
 
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Host
+from raylane.cluster.leases import using
 from raylane.cluster.processes import end_processes_with, processes_with
 from raylane.cluster.ray_start import MARK, NodeRequest, start_command, start_environment
 
@@ -42,16 +43,22 @@ class NodeState:
 
     mark: str
     head: bool
-    head_address: str  # HOST:PORT
+    head_address: str  # HOST:PORT; empty until Ray has started
     own_address: str
     launcher_files: tuple[str, ...] = ()  # what Ray's cluster launcher keeps on its head about the cluster
+
+    @property
+    def starting(self) -> bool:
+        """Recorded before Ray started. Nobody is at it any more when this is read with the host's lock held."""
+        return not self.head_address
 
 
 def up(request: NodeRequest, host: Host, folder: Path) -> tuple[NodeState, bool]:
     """Start this host's Ray; its state, and whether it was started now (False: it was running already).
 
-    A Ray of ours that lost its raylet, or a head that lost its store, is cleared away and started anew. Raises
-    UsageError without a token, FailedError when this host already belongs to another cluster of ours or Ray fails.
+    A Ray of ours that lost its raylet, a head that lost its store, or a start that was cut short is cleared away and
+    started anew. Raises UsageError without a token, FailedError when this host already belongs to another cluster of
+    ours or Ray fails.
     """
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         shown = os.environ["CUDA_VISIBLE_DEVICES"]
@@ -104,11 +111,10 @@ def resolved(address: str) -> str:
 
 
 def start(request: NodeRequest, host: Host, folder: Path) -> NodeState:
-    """Start Ray and record what came of it; nothing is left running when it fails.
+    """Start Ray and record what came of it; nothing is left running, nor recorded, when it fails.
 
     A start is tried again: the raylet of Ray 2.60 gives its agent 15 s, too few on a host that is busy or cold.
     """
-    (folder / "node.json").unlink(missing_ok=True)
     for attempt in range(1, START_TRIES):
         with suppress(FailedError):
             return start_once(request, host, folder, attempt)
@@ -119,12 +125,14 @@ def start_once(request: NodeRequest, host: Host, folder: Path, attempt: int) -> 
     mark = secrets.token_hex(8)
     log = folder / "logs" / f"node-start-{attempt}.log"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *start_command(request, host)]
+    write_state(expected(request, mark), folder)  # whoever comes next ends it if this process is killed meanwhile
     try:
         run_to_end(command, start_environment(os.environ, request, mark), log)
         state = described(request, mark)
         write_state(state, folder)
     except BaseException:
         end_processes_with(MARK, mark, grace_s=0.0)
+        (folder / "node.json").unlink(missing_ok=True)
         raise
     return state
 
@@ -156,6 +164,12 @@ def tail(log: Path) -> str:
     return "\n".join([*lines[-OUTPUT_LINES:], f"(all of it: {log})"])
 
 
+def expected(request: NodeRequest, mark: str) -> NodeState:
+    """What can be said of a Ray that carries the mark before it has started."""
+    files = launcher_files(request.autoscaling_config)
+    return NodeState(mark, request.head_address is None, "", request.own_address or "", files)
+
+
 def described(request: NodeRequest, mark: str) -> NodeState:
     """The state of the Ray that carries the mark, as its raylet was told. Raises FailedError when there is none."""
     raylets = [pid for pid in processes_with(MARK, mark) if name_of(pid) == "raylet"]
@@ -172,13 +186,18 @@ def described(request: NodeRequest, mark: str) -> NodeState:
 
 
 def works(state: NodeState) -> bool:
-    """Whether the raylet lives, and on the head the store (gcs_server) too."""
+    """Whether Ray has started and its raylet lives, on the head the store (gcs_server) too."""
+    if state.starting:
+        return False
     names = {name_of(pid) for pid in processes_with(MARK, state.mark)}
     return "raylet" in names and (not state.head or "gcs_server" in names)
 
 
 def down(folder: Path) -> NodeState | None:
-    """Stop what `up` started on this host, engines included; None when nothing was. Streams in flight are cut."""
+    """Stop what `up` started on this host, engines included; None when nothing was. Streams in flight are cut.
+
+    A start that was cut short, since its `up` was killed, is stopped too.
+    """
     with one_at_a_time(folder):
         state = read_state(folder)
         if state is None:
@@ -234,7 +253,9 @@ def follow(state: NodeState, folder: Path) -> None:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    with (folder / "node.lock").open("w") as lock:
+    with using(folder):
+        file = (folder / "node.lock").open("w")
+    with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

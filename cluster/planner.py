@@ -4,7 +4,7 @@ The plan shows what is possible; at run time Ray picks the host and `choose` the
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 
@@ -87,6 +87,7 @@ def plan(hosts: Sequence[Host], wants: Sequence[Want]) -> PlacementPlan:
     A mix that can stand is never refused. ValueError for a tensor parallel size below 1 or a maximum below the minimum.
     """
     check(wants)
+    wants = without_idle_limits(hosts, wants)
     kinds = list(dict.fromkeys(Kind(want.tp, want.hosts) for want in wants))
     of_want = [kinds.index(Kind(want.tp, want.hosts)) for want in wants]
     smallest, largest = [want.min_replicas for want in wants], [want.max_replicas for want in wants]
@@ -115,6 +116,12 @@ def check(wants: Sequence[Want]) -> None:
     for want in wants:
         if want.tp < 1 or not 0 <= want.min_replicas <= want.max_replicas:
             raise ValueError(f"{want.model}: tp {want.tp}, {want.min_replicas} to {want.max_replicas} replicas")
+
+
+def without_idle_limits(hosts: Sequence[Host], wants: Sequence[Want]) -> list[Want]:
+    """The wants, those whose `hosts` name every host with a GPU as wants for any host, which is far quicker to plan."""
+    every = {host.name for host in hosts if host_links(host).uuids}
+    return [replace(want, hosts=None) if want.hosts is not None and every <= want.hosts else want for want in wants]
 
 
 def grow(start: list[int], most: list[int], fits: Callable[[list[int]], bool]) -> list[int]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from raylane.cluster.domains import domains
@@ -186,15 +187,21 @@ def stop_all(workers: Sequence[Worker]) -> None:
         worker.stop()
 
 
-def probe(host: Host, prober: Prober | None = None) -> Host:
+def probe(
+    host: Host,
+    prober: Prober | None = None,
+    leased: Mapping[str, str] = MappingProxyType({}),
+    keep: Callable[[Host], object] = lambda host: None,
+) -> Host:
     """The host with its links and larger groups measured.
 
-    GPUs that other processes use and GPUs in MIG mode are left out and named in `problems`; earlier measurements of
-    their links are kept. UsageError if fewer than two GPUs are left, FailedError if the workers do not load (no torch,
-    say).
+    GPUs that are `leased` (uuid to holder), that other processes use or that are in MIG mode are left out and named in
+    `problems`; earlier measurements of their links are kept. `keep` gets the host when its pairs are measured, so that
+    they outlast groups that fail. UsageError if fewer than two GPUs are left, FailedError if the workers do not load
+    (no torch, say).
     """
     prober = prober or Prober()
-    idle, problems = idle_gpus(host)
+    idle, problems = idle_gpus(host, leased)
     if len(idle) < 2:
         there = f"there are {len(idle)}{because(problems)}"
         raise UsageError(f"{host.name}: a probe needs two GPUs that nothing else uses, {there}")
@@ -202,6 +209,7 @@ def probe(host: Host, prober: Prober | None = None) -> Host:
     measured = measure_pairs(prober, rounds)
     links = tuple(replace(link, measured=measured.get((link.a, link.b), link.measured)) for link in host.links)
     linked = replace(host, links=links, problems=(*host.problems, *problems))
+    keep(linked)
     fresh = measure_groups(prober, linked, set(idle))
     kept = tuple(group for group in host.groups if group.uuids not in {new.uuids for new in fresh})
     return replace(linked, groups=(*kept, *fresh))
@@ -236,12 +244,14 @@ def lacks_peer_access(host: Host, group: Uuids) -> bool:
     )
 
 
-def idle_gpus(host: Host) -> tuple[list[str], list[str]]:
+def idle_gpus(host: Host, leased: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """The uuids that can be probed, and a sentence for each GPU that cannot."""
     idle, problems = [], []
     for gpu in host.gpus:
         if gpu.mig:
             problems.append(f"GPU {gpu.index} was not probed: it is in MIG mode")
+        elif gpu.uuid in leased:
+            problems.append(f"GPU {gpu.index} was not probed: it is leased by {leased[gpu.uuid]}")
         elif gpu.processes:
             pids = ", ".join(str(pid) for pid in gpu.processes)
             problems.append(f"GPU {gpu.index} was not probed: process {pids} uses it")

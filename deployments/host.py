@@ -4,6 +4,8 @@ With $RAYLANE_TOPOLOGY the GPUs are those of a recording, for simulated engines:
 """
 
 import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from raylane.cluster.affinity import engine_cpus
@@ -11,7 +13,7 @@ from raylane.cluster.allreduce import AllReduceSettings, allreduce_settings
 from raylane.cluster.choose import Choice, Refusal, choose
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.gpu_readings import GpuReading, NvmlReader
-from raylane.cluster.held_gpus import HeldGpu, held_gpus, pids_are_the_hosts, read_gpu_processes
+from raylane.cluster.held_gpus import GpuProcesses, HeldGpu, held_gpus, pids_are_the_hosts, read_gpu_processes
 from raylane.cluster.hosts import Host as Hardware
 from raylane.cluster.leases import Chooser, Lease, free_gpus, runtime_folder, take_lease
 from raylane.cluster.moves import better_choice, exact_choice
@@ -37,7 +39,8 @@ class CpuHost:
         self.log_folder = self._folder / "logs"
 
     def lease(self) -> Lease:
-        return take_lease(self._owner, (), lambda free: NO_GPU, self.address, self._folder)
+        with only_failures():
+            return take_lease(self._owner, (), lambda free: NO_GPU, self.address, self._folder)
 
     def check_move(self, held: Lease, to: tuple[str, ...] | None) -> None:
         raise FailedError("runs on no GPU: there is nothing to move")
@@ -104,8 +107,10 @@ class GpuHost:
 
     def check_move(self, held: Lease, to: tuple[str, ...] | None) -> None:
         hardware = read_hardware(self._folder)
-        free = free_gpus((gpu.uuid for gpu in hardware.gpus), self._folder)
-        choice = without_busy(hardware, elsewhere(hardware, held, to), held.choice.uuids)(free | set(held.choice.uuids))
+        with only_failures():
+            free = free_gpus((gpu.uuid for gpu in hardware.gpus), self._folder)
+        careful = without_busy(hardware, elsewhere(hardware, held, to), held.choice.uuids, self._read_processes)
+        choice = careful(free | set(held.choice.uuids))
         if isinstance(choice, Refusal):
             raise FailedError(f"does not move: {choice.reason}")
 
@@ -115,8 +120,12 @@ class GpuHost:
 
     def _take(self, hardware: Hardware, pick: Chooser, own: Lease | None) -> Lease:
         uuids = (gpu.uuid for gpu in hardware.gpus)
-        careful = without_busy(hardware, pick, () if own is None else own.choice.uuids)
-        return take_lease(self._owner, uuids, careful, self.address, self._folder, own)
+        careful = without_busy(hardware, pick, () if own is None else own.choice.uuids, self._read_processes)
+        with only_failures():
+            return take_lease(self._owner, uuids, careful, self.address, self._folder, own)
+
+    def _read_processes(self) -> tuple[GpuProcesses, ...]:
+        return () if self._recorded else read_gpu_processes()
 
     def links(self, uuids: tuple[str, ...]) -> AllReduceSettings:
         return allreduce_settings(read_hardware(self._folder), uuids)
@@ -152,16 +161,39 @@ def elsewhere(hardware: Hardware, held: Lease, to: tuple[str, ...] | None) -> Ch
     return pick
 
 
-def without_busy(hardware: Hardware, pick: Chooser, own: tuple[str, ...]) -> Chooser:
-    """The same choice among GPUs that no foreign process uses; a refusal names those processes. `own` are not busy."""
-    busy = {gpu.uuid: gpu.processes for gpu in hardware.gpus if gpu.processes and gpu.uuid not in own}
+def without_busy(
+    hardware: Hardware, pick: Chooser, own: tuple[str, ...], read: Callable[[], Iterable[GpuProcesses]]
+) -> Chooser:
+    """The same choice among GPUs that no foreign process uses; a refusal names those processes. `own` are not busy.
+
+    The processes are read when it is chosen: whoever waits for a turn must not go by what was true before.
+    """
 
     def careful(unlocked: frozenset[str]) -> Choice | Refusal:
-        choice = pick(unlocked - busy.keys())
-        foreign = {uuid: pids for uuid, pids in busy.items() if uuid in unlocked}
+        foreign = {
+            uuid: pids
+            for uuid, pids in processes_by_gpu(hardware, read()).items()
+            if pids and uuid in unlocked and uuid not in own
+        }
+        choice = pick(unlocked - foreign.keys())
         if isinstance(choice, Refusal) and foreign:
             used = "; ".join(f"{uuid} by process {', '.join(map(str, pids))}" for uuid, pids in foreign.items())
             return Refusal(f"{choice.reason}; in use by others: {used}")
         return choice
 
     return careful
+
+
+def processes_by_gpu(hardware: Hardware, listed: Iterable[GpuProcesses]) -> dict[str, tuple[int, ...] | None]:
+    """The processes on each GPU as they are listed now; where nothing is told now, as they were read before."""
+    now = {each.gpu.uuid: tuple(sorted(each.pids)) for each in listed if each.pids is not None}
+    return {gpu.uuid: now.get(gpu.uuid, gpu.processes) for gpu in hardware.gpus}
+
+
+@contextmanager
+def only_failures() -> Iterator[None]:
+    """FailedError also where the runtime folder cannot be used: for a replica that is no wrong input."""
+    try:
+        yield
+    except UsageError as error:
+        raise FailedError(str(error)) from error

@@ -57,19 +57,40 @@ def test_an_unknown_card_is_absent_not_guessed() -> None:
         need_accelerator("NVIDIA RTX 9999")
 
 
-def test_a_users_file_adds_and_replaces(tmp_path: Path) -> None:
-    own = tmp_path / "own.yaml"
-    own.write_text(
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "own.yaml"
+    path.write_text(
         "accelerators:\n"
         "- {name: Inferentia3, memory_mib: 40000, bandwidth_gb_per_s: 900, bf16_tflops: 200, interconnect: own, "
         "source: a quote}\n"
         "- {name: l40s, memory_mib: 45000, bandwidth_gb_per_s: 800, bf16_tflops: 300, interconnect: own, "
         "source: measured}\n"
     )
+    return path
+
+
+def test_a_users_file_adds_and_replaces(own: Path) -> None:
     catalog = load_catalog(own)
     assert need_accelerator("Inferentia3", catalog).verified is False
     assert need_accelerator("NVIDIA L40S", catalog).bandwidth_bytes_per_s == 800e9
     assert len(catalog) == len(load_catalog()) + 1
+
+
+def test_the_environment_names_a_users_file(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLANE_ACCELERATORS", str(own))
+    assert need_accelerator("Inferentia3").bf16_flops == 200e12
+    given = tmp_path / "given.yaml"
+    given.write_text("accelerators: []\n")
+    assert find_accelerator("Inferentia3", load_catalog(given)) is None  # a file that is given counts, not both
+    monkeypatch.setenv("RAYLANE_ACCELERATORS", "")
+    assert find_accelerator("Inferentia3") is None
+
+
+def test_a_file_in_the_environment_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLANE_ACCELERATORS", str(tmp_path / "absent.yaml"))
+    with pytest.raises(UsageError, match=r"absent\.yaml"):
+        need_accelerator("L40S")
 
 
 @pytest.mark.parametrize(

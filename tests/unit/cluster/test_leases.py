@@ -19,13 +19,14 @@ import pytest
 
 from raylane.cluster import leases
 from raylane.cluster.choose import Choice, Refusal
-from raylane.cluster.errors import FailedError
+from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.leases import (
     PORT_BLOCK,
     PORT_BLOCKS,
     Chooser,
     Lease,
     free_gpus,
+    hold_free_gpus,
     holders,
     runtime_folder,
     take_lease,
@@ -250,10 +251,10 @@ def test_a_runtime_folder_that_is_a_file_is_named(tmp_path: Path, monkeypatch: p
     blocked = tmp_path / "file"
     blocked.write_text("")
     monkeypatch.setenv("RAYLANE_RUNTIME", str(blocked))
-    with pytest.raises(FailedError, match=rf"{blocked} cannot be used: .*set RAYLANE_RUNTIME"):
+    with pytest.raises(UsageError, match=rf"{blocked} cannot be used: .*set RAYLANE_RUNTIME"):
         runtime_folder()
     monkeypatch.setenv("RAYLANE_RUNTIME", str(blocked / "below"))
-    with pytest.raises(FailedError, match="Not a directory; set RAYLANE_RUNTIME"):
+    with pytest.raises(UsageError, match="Not a directory; set RAYLANE_RUNTIME"):
         runtime_folder()
 
 
@@ -276,7 +277,7 @@ def test_a_runtime_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypat
     monkeypatch.setenv("RAYLANE_RUNTIME", str(closed / "runtime"))
     with (
         without_privileges(),
-        pytest.raises(FailedError, match=rf"{closed}/runtime cannot .*Permission denied; set RAYLANE_RUNTIME"),
+        pytest.raises(UsageError, match=rf"{closed}/runtime cannot .*Permission denied; set RAYLANE_RUNTIME"),
     ):
         runtime_folder()
 
@@ -287,10 +288,52 @@ def test_a_runtime_folder_of_another_user_is_named() -> None:
         for part in ("gpus", "ports", "logs"):
             (folder / part).mkdir()
         folder.chmod(0o555)
-        with without_privileges(), pytest.raises(FailedError, match=str(folder)):
+        with without_privileges(), pytest.raises(UsageError, match=str(folder)):
             take(folder)
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_default_runtime_folder_that_another_user_made_first_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, other = os.getuid(), 4_000_000_000 - os.getpid()  # nobody's folder in /tmp
+    folder = Path(f"/tmp/raylane-{other}")
+    monkeypatch.delenv("RAYLANE_RUNTIME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    try:
+        with pytest.raises(UsageError, match=rf"{folder} is user {real}'s, not {other}'s; set RAYLANE_RUNTIME"):
+            runtime_folder()
+        assert list(folder.iterdir()) == []
+    finally:
+        folder.rmdir()
+
+
+def test_a_folder_that_the_user_names_may_be_another_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert runtime_folder() == tmp_path
+
+
+def test_a_lock_file_that_cannot_be_opened_is_named_and_nothing_stays_held(folder: Path) -> None:
+    (folder / "gpus" / GPUS[2]).mkdir()  # cannot be opened for writing, not even by root
+    before = open_files()
+    words = rf"gpus/{GPUS[2]}: cannot be locked: Is a directory"
+    with pytest.raises(FailedError, match=words):
+        take(folder)
+    with pytest.raises(FailedError, match=words):
+        free_gpus(GPUS[:4], folder)
+    with pytest.raises(FailedError, match=words):
+        holders(folder)
+    with pytest.raises(FailedError, match=words), hold_free_gpus("probe", GPUS[:4], folder):
+        pytest.fail("held")
+    assert open_files() == before
+    (folder / "gpus" / GPUS[2]).rmdir()
+    assert free_gpus(GPUS[:4], folder) == set(GPUS[:4])
+
+
+def test_a_folder_of_locks_that_cannot_be_listed_is_named(folder: Path) -> None:
+    (folder / "gpus").rmdir()
+    with pytest.raises(UsageError, match=rf"{folder} cannot be used: No such file or directory"):
+        holders(folder)
 
 
 def test_the_runtime_folder_is_this_users_alone(folder: Path) -> None:
@@ -340,3 +383,27 @@ def test_which_gpus_are_free_is_looked_up_without_taking_any(folder: Path) -> No
         assert free_gpus(GPUS[:4], folder) == set(GPUS[1:4])
         assert free_gpus(GPUS[:4], folder) == set(GPUS[1:4])
     assert free_gpus(GPUS[:4], folder) == set(GPUS[:4])
+
+
+def test_free_gpus_are_held_for_a_while_and_the_holders_of_the_others_are_told(folder: Path) -> None:
+    before = open_files()
+    with closing(take(folder, 1, owner="llama one")) as lease, hold_free_gpus("probe", GPUS[:4], folder) as leased:
+        assert leased == {lease.choice.uuids[0]: "llama one"}
+        assert {holder.resource: holder.owner for holder in holders(folder)} == {
+            GPUS[0]: "llama one",
+            **dict.fromkeys(GPUS[1:4], "probe"),
+        }
+        assert len(holders(folder, "ports")) == 1
+        with pytest.raises(FailedError, match="1 wanted, 0 free"):
+            take(folder)
+        with hold_free_gpus("probe", GPUS[:4], folder) as again:
+            assert set(again.values()) == {"llama one", "probe"}
+    assert holders(folder) == []
+    assert open_files() == before
+
+
+def test_a_gpu_whose_holder_did_not_sign_counts_as_someones(folder: Path) -> None:
+    with closing(take(folder, 1)) as lease:
+        (folder / "gpus" / lease.choice.uuids[0]).write_text("")
+        with hold_free_gpus("probe", GPUS[:2], folder) as leased:
+            assert leased == {GPUS[0]: "someone"}

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raylane.cli.node import down_text
 from raylane.cluster import node
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Host, LinkLevel
@@ -290,6 +291,68 @@ def test_a_start_that_fails_once_is_tried_again(folder: Path, ray: FakeRay) -> N
     state, _ = up(HEAD, NO_GPUS, folder)
     assert ray.starts == 2
     assert works(state)
+
+
+# `node up` whose `ray start` leaves a raylet and then goes on starting for ever.
+STARTING = """
+import subprocess, sys, time
+from pathlib import Path
+from raylane.cluster import node
+from raylane.cluster.hosts import Host
+from raylane.cluster.ray_start import NodeRequest
+folder = Path(sys.argv[1])
+def run(command, environment, log):
+    subprocess.Popen([str(folder / "raylet"), *sys.argv[2:]], env=environment, start_new_session=True)
+    time.sleep(0.3)
+    print("starting", flush=True)
+    time.sleep(60)
+node.run_to_end = run
+node.up(NodeRequest(head_address=None), Host("host", (), ()), folder)
+"""
+
+
+@pytest.fixture
+def cut_short(folder: Path, ray: FakeRay) -> NodeState:
+    """What is recorded of a start whose command was killed; its raylet runs."""
+    command = [sys.executable, "-c", STARTING, str(folder), "--gcs-address=192.0.2.1:6379"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starting:
+        assert starting.stdout is not None
+        assert starting.stdout.readline() == "starting\n"
+        starting.kill()
+    state = read_state(folder)
+    assert state is not None
+    assert len(alive(state.mark)) == 1
+    return state
+
+
+def test_down_ends_a_start_that_was_cut_short(folder: Path, cut_short: NodeState) -> None:
+    assert not works(cut_short)
+    assert down(folder) == cut_short
+    assert alive(cut_short.mark) == []
+    assert down(folder) is None
+
+
+def test_up_ends_a_start_that_was_cut_short_and_starts_anew(folder: Path, ray: FakeRay, cut_short: NodeState) -> None:
+    state, started = up(HEAD, NO_GPUS, folder)
+    assert started
+    assert alive(cut_short.mark) == []
+    assert works(state)
+
+
+@pytest.mark.parametrize(
+    ("head_address", "expected"),
+    [
+        pytest.param("192.0.2.1:6379", "192.0.2.2: stopped, head of 192.0.2.1:6379", id="that ran"),
+        pytest.param("", "stopped a head whose start was cut short", id="that was starting"),
+    ],
+)
+def test_what_down_says_of_a_head(head_address: str, expected: str) -> None:
+    assert down_text(NodeState("m", True, head_address, "192.0.2.2")) == expected
+
+
+def test_a_folder_that_cannot_hold_the_nodes_lock_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="absent cannot be used: No such file or directory"):
+        down(tmp_path / "absent")
 
 
 def test_following_ends_with_an_error_and_nothing_left_when_the_raylet_dies(folder: Path, ray: FakeRay) -> None:

@@ -73,6 +73,12 @@ def test_a_model_stays_on_the_hosts_that_are_large_enough_for_it() -> None:
     assert counts(found) == {"only-2": 1, "any": 10}
 
 
+def test_naming_every_host_with_a_gpu_is_naming_none(build: Build) -> None:
+    hosts = [build(2, name="gpus"), build(0, name="no GPU")]
+    wants = [Want("a", 2, 1, 3, frozenset({"gpus"})), Want("b", 8, 0, 1, frozenset({"gpus", "no GPU"}))]
+    assert plan(hosts, wants) == plan(hosts, [replace(want, hosts=None) for want in wants])
+
+
 def test_models_alike_take_turns() -> None:
     hosts = load_recording(FIXTURES / "l40s-x12-three-hosts.json")
     found = plan(hosts, [Want("a", 2, 2, 2), Want("b", 2, 2, 2)])
@@ -218,8 +224,18 @@ def test_adding_a_gpu_never_lowers_what_fits(
     assert plan([build(n, name=f"h{i}") for i, n in enumerate(larger)], pinned).fits
 
 
+@pytest.mark.parametrize(
+    "every_nth",
+    [
+        pytest.param((None, None, None), id="any host will do"),
+        pytest.param((1, 1, 1), id="each model names all hosts"),
+        pytest.param((2, None, 2), id="two models name one half of the hosts"),
+    ],
+)
 @pytest.mark.parametrize("measured", [False, True], ids=["by label", "each host measured a little differently"])
-def test_a_thousand_hosts_of_eight_take_under_a_second(build: Build, measured: bool) -> None:
+def test_a_thousand_hosts_of_eight_take_under_a_second(
+    build: Build, measured: bool, every_nth: tuple[int | None, ...]
+) -> None:
     draw = random.Random(0)
     base_ms = {LinkLevel.PIX: 1.4, LinkLevel.NODE: 2.0, LinkLevel.SYS: 4.0}
 
@@ -230,7 +246,12 @@ def test_a_thousand_hosts_of_eight_take_under_a_second(build: Build, measured: b
         return {(a, b): base_ms[level(a, b)] * draw.uniform(1, 1.05) for a, b in combinations(range(8), 2)}
 
     hosts = [build(8, level, times_ms=times() if measured else None, name=f"h{i}") for i in range(1000)]
-    wants = [Want("8b", 1, 100, 3000), Want("70b", 2, 50, 1500), Want("405b", 8, 10, 100)]
+    where = [None if nth is None else frozenset(host.name for host in hosts[::nth]) for nth in every_nth]
+    wants = [
+        Want("8b", 1, 100, 3000, where[0]),
+        Want("70b", 2, 50, 1500, where[1]),
+        Want("405b", 8, 10, 100, where[2]),
+    ]
     began_s = time.process_time()
     found = plan(hosts, wants)
     assert time.process_time() - began_s < 1.0

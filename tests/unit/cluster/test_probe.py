@@ -189,6 +189,38 @@ def test_gpus_in_use_are_left_alone_and_named(build: Build, worker: Callable[...
     assert {gpus for _, gpus, _ in started(tmp_path)} == {"host-0+host-2"}
 
 
+def test_leased_gpus_are_left_alone_and_their_holder_is_named(
+    build: Build, worker: Callable[..., Prober], tmp_path: Path
+) -> None:
+    leased = {"host-0": "llama-70b one", "host-2": "probe"}
+    host = probe(gpus_in_use(build(4), {0: (4711,)}), worker(), leased)
+    assert host.problems == (
+        "GPU 0 was not probed: it is leased by llama-70b one",
+        "GPU 2 was not probed: it is leased by probe",
+    )
+    assert {gpus for _, gpus, _ in started(tmp_path)} == {"host-1+host-3"}
+
+
+@pytest.mark.parametrize(
+    "end", [pytest.param("does not load", id="group that does not load"), pytest.param("interrupt", id="interrupt")]
+)
+def test_measured_pairs_are_kept_when_the_groups_are_not_reached(
+    build: Build, worker: Callable[..., Prober], end: str
+) -> None:
+    kept: list[Host] = []
+
+    def interrupt(line: str) -> None:
+        if kept and end == "interrupt":
+            raise KeyboardInterrupt
+
+    prober = replace(worker("no-start-always:host-0+host-1+host-2+host-3"), progress=interrupt)
+    with pytest.raises((FailedError, KeyboardInterrupt)):
+        probe(build(4), prober, keep=kept.append)
+    (host,) = kept
+    assert [link.measured is not None for link in host.links] == [True] * 6
+    assert host.groups == ()
+
+
 @pytest.mark.parametrize(
     ("host", "words"),
     [

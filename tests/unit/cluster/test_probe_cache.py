@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,19 +37,48 @@ def test_what_is_read_now_is_kept_beside_what_was_measured(tmp_path: Path, measu
     assert found.links == measured.links
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        pytest.param(lambda host: replace(host, driver_version="580.2"), id="another driver"),
-        pytest.param(lambda host: replace(host, gpus=host.gpus[:2], links=host.links[:1]), id="a GPU was taken out"),
-    ],
-)
-def test_another_driver_or_gpu_has_no_measurements(
-    tmp_path: Path, measured: Host, other: Callable[[Host], Host]
-) -> None:
+@pytest.mark.parametrize("driver", ["580.2", None])
+def test_another_driver_has_no_measurements(tmp_path: Path, measured: Host, driver: str | None) -> None:
     save_measurements(tmp_path, measured)
-    now = other(unmeasured(measured))
+    now = replace(unmeasured(measured), driver_version=driver)
     assert with_measurements(tmp_path, now) == now
+
+
+def without_last_gpu(host: Host) -> Host:
+    gpus = host.gpus[:-1]
+    left = {gpu.uuid for gpu in gpus}
+    return replace(host, gpus=gpus, links=tuple(link for link in host.links if {link.a, link.b} <= left))
+
+
+def test_pairs_that_are_still_there_keep_their_measurements_when_another_gpu_drops_out(
+    tmp_path: Path, build: Build
+) -> None:
+    host = build(4, times_ms={(0, 1): 2.0}, broken=frozenset({(0, 2)}))
+    uuids = tuple(gpu.uuid for gpu in host.gpus)
+    gone, left = GroupMeasurement(uuids, Verdict.BROKEN), GroupMeasurement(uuids[:3], Verdict.BROKEN)
+    save_measurements(tmp_path, replace(host, groups=(gone, left)))
+    now = without_last_gpu(unmeasured(host))
+    assert with_measurements(tmp_path, now) == replace(without_last_gpu(host), groups=(left,))
+
+
+def test_a_new_gpu_leaves_the_others_measured(tmp_path: Path, build: Build) -> None:
+    host = build(4, times_ms={(0, 1): 2.0}, broken=frozenset({(0, 2)}))
+    save_measurements(tmp_path, without_last_gpu(host))
+    assert with_measurements(tmp_path, unmeasured(host)) == host
+
+
+@pytest.mark.parametrize("newer", ["all three", "the first two"])
+def test_of_two_probes_the_newer_counts(tmp_path: Path, build: Build, newer: str) -> None:
+    probed = {"all three": build(3, times_ms={(0, 1): 2.0}), "the first two": build(2, times_ms={(0, 1): 3.0})}
+    paths = {which: save_measurements(tmp_path, host) for which, host in probed.items()}
+    for which, path in paths.items():
+        os.utime(path, (2000, 2000) if which == newer else (1000, 1000))
+    found = with_measurements(tmp_path, unmeasured(probed["all three"]))
+    assert found.links[0].measured == probed[newer].links[0].measured
+
+
+def test_a_folder_that_is_not_there_has_no_measurements(tmp_path: Path, measured: Host) -> None:
+    assert with_measurements(tmp_path / "absent", unmeasured(measured)) == unmeasured(measured)
 
 
 def test_a_damaged_file_is_named_and_not_used(tmp_path: Path, measured: Host) -> None:

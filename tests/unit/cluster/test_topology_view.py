@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from raylane.cli.plan_placement import placement, placement_data, placement_view
-from raylane.cli.topology import host_view, topology
+from raylane.cli.topology import host_view, known_hosts, probed_host, topology
+from raylane.cluster import nvml, probe
+from raylane.cluster.choose import Choice
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host, LinkMeasurement, Verdict
+from raylane.cluster.leases import holders, runtime_folder, take_lease
 from raylane.cluster.planner import Want
+from raylane.cluster.probe import Prober
 from raylane.cluster.recording import load_recording
 
 Build = Callable[..., Host]
@@ -64,6 +69,39 @@ def test_a_recording_can_be_written_again(tmp_path: Path) -> None:
     source = FIXTURES / "h200-x4-nvlink.json"
     run("--from", str(source), "--record", str(tmp_path / "copy.json"))
     assert load_recording(tmp_path / "copy.json") == load_recording(source)
+
+
+def test_a_card_that_the_catalogue_does_not_know_is_named_once(build: Build) -> None:
+    message = "NVIDIA X9000: not in the accelerator catalogue; ceilings and sizing are left out until an entry is added"
+    assert shown(host_view(build(3, gpu_names={1: "NVIDIA X9000", 2: "NVIDIA X9000"}))).count(f"! {message}") == 1
+    assert "catalogue" not in shown(host_view(build(2)))
+
+
+def test_a_probe_holds_the_free_gpus_and_keeps_its_pairs(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host of three whose first GPU is leased; the probe's own workers are not run."""
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(tmp_path))
+    monkeypatch.setattr(nvml, "read_host", lambda: build(3))
+    held_during: list[dict[str, str]] = []
+
+    def fail_after_the_pairs(host: Host, prober: Prober, leased: dict[str, str], keep: Callable[[Host], Path]) -> Host:
+        held_during.append({holder.resource: holder.owner for holder in holders(runtime_folder())})
+        assert leased == {"host-0": "llama one"}
+        link = replace(host.links[2], measured=LinkMeasurement(Verdict.BROKEN, "hangs"))
+        keep(replace(host, links=(*host.links[:2], link)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(probe, "probe", fail_after_the_pairs)
+    chosen = Choice(("host-0",), "the first", second_best=False)
+    with closing(take_lease("llama one", ["host-0"], lambda free: chosen, "127.0.0.1", runtime_folder())):
+        with pytest.raises(KeyboardInterrupt):
+            probed_host()
+        assert held_during == [{"host-0": "llama one", "host-1": "probe", "host-2": "probe"}]
+        assert [holder.resource for holder in holders(runtime_folder())] == ["host-0"]
+    measured = known_hosts(None)[0].links[2].measured
+    assert measured is not None
+    assert measured.reason == "hangs"
 
 
 def test_a_recording_cannot_be_probed() -> None:
