@@ -30,6 +30,7 @@ def calibrate_command(
     json_output: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Fit bandwidth share, compute share and two overheads; judge them on rows that were not fitted."""
+    check_paths(runs, out)
     files = [path for path in runs if path.is_file()]
     rows = list(read_rows(files)) if files else []
     folders = [path for path in runs if not path.is_file()]
@@ -50,10 +51,22 @@ def calibrate_command(
     typer.echo(yaml.safe_dump({"constants": [entry]}, sort_keys=False))
 
 
+def check_paths(runs: Sequence[Path], out: Path | None) -> None:
+    """UsageError, before the fit takes its time, when there is nothing to read or no place for the result."""
+    for path in runs:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file or folder")
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no folder {out.parent}")
+    if out is not None and out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; the constants need a file")
+
+
 def rows_of_runs(runs: Sequence[Run], base: dict[str, Any], fit: Sequence[str] | None) -> list[MeasuredRow]:
     """Measured rows of closed-loop cases with requests of one size; the rest of a run cannot be simulated alike.
 
-    Unless `fit` names cases, every other one in order of concurrency is fitted and the others are held out.
+    Unless `fit` names cases, every other load in order of concurrency is fitted and the others are held out; cases of
+    the same load, as in repeated runs, are all fitted or all held out.
     """
     rows = [row for run in runs for row in _rows_of_run(run, base)]
     if not rows:
@@ -61,11 +74,16 @@ def rows_of_runs(runs: Sequence[Run], base: dict[str, Any], fit: Sequence[str] |
     unknown = sorted(set(fit or ()) - {row["id"] for row in rows})
     if unknown:
         raise UsageError(f"--fit {unknown}: no such case (cases: {', '.join(row['id'] for row in rows)})")
-    rows.sort(key=lambda row: int(row["concurrency"]))
-    for i, row in enumerate(rows):
-        chosen = row["id"] in fit if fit else i % 2 == 0
+    rows.sort(key=_load)
+    loads = list(dict.fromkeys(_load(row) for row in rows))
+    for row in rows:
+        chosen = row["id"] in fit if fit else loads.index(_load(row)) % 2 == 0
         row["use"] = "fit" if chosen else "held out"
     return [MeasuredRow.from_data(row, str(row["id"])) for row in rows]
+
+
+def _load(row: dict[str, Any]) -> tuple[int, int, int]:
+    return row["concurrency"], row["input_tokens"], row["output_tokens"]
 
 
 def _rows_of_run(run: Run, base: dict[str, Any]) -> list[dict[str, Any]]:

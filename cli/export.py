@@ -61,7 +61,7 @@ def kuberay(
         gateway_port=config.gateway.port,
         config_text=config_file.read_text(),
         gpus_of_largest_replica=max(model.gpus for model in config.models.values()),
-        minimum_gpus=sum(model.gpus * max(1, model.replicas.min) for model in config.models.values()),
+        minimum_gpus=sum(model.gpus * model.replicas.min for model in config.models.values()),
         redis_address=redis,
     )
     typer.echo(yaml.safe_dump_all(manifest(cluster), sort_keys=False), nl=False)

@@ -12,11 +12,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from raylane.cli.engine_words import in_words_of
 from raylane.cli.sizing import fit_json, print_fit
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.catalog import need_accelerator
-from raylane.deployments.config import ModelConfig, VllmConfig
-from raylane.deployments.drafts import with_draft
+from raylane.deployments.config import ModelConfig
 from raylane.deployments.engine_settings import engine_settings
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.vllm import VllmEngine
@@ -101,11 +101,10 @@ def command_line(name: str) -> str:
 def fits(name: str, profile: Profile, **own: Any) -> dict[str, Fits | Refusal]:
     """Room on each of the profile's cards; `own` keys stand in place of the profile's."""
     model, facts = model_of(name, **own), profile.facts()
-    settings = engine_settings(model)
+    settings = engine_settings(model, facts)
     settings = replace(settings, quantization=settings.quantization or profile.quantization)
-    if isinstance(model.engine, VllmConfig):
-        settings = with_draft(settings, model.engine.speculative, facts)
-    return {card: fit(facts, need_accelerator(card), settings) for card in profile.gpus}
+    found = {card: fit(facts, need_accelerator(card), settings) for card in profile.gpus}
+    return {card: in_words_of(model.engine.kind, item) for card, item in found.items()}
 
 
 def refused(name: str, profile: Profile) -> dict[str, Fits | Refusal]:

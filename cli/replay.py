@@ -15,10 +15,16 @@ from rich.table import Table
 
 from raylane.autoscaling.lab.choices import narrowed, plan_file
 from raylane.autoscaling.lab.plan import ReplayPlan
+from raylane.autoscaling.lab.regret import first_oracle, measure
 from raylane.autoscaling.lab.replay import Replayed, replay
 from raylane.autoscaling.lab.replay_files import results, summaries, write_results
-from raylane.autoscaling.lab.summary import HEADINGS, cells
+from raylane.autoscaling.lab.summary import HEADINGS, REGRET_HEADINGS, Summary, cells, regret_cells
 from raylane.cluster.errors import UsageError
+
+REGRET_NOTES = {
+    "worst_model": "regret: GPU-hours beyond the {}'s, percentage points of the worst model short of its",
+    "attainment": "regret: GPU-hours beyond the {}'s, percentage points of all requests short of its",
+}
 
 
 def replay_command(
@@ -30,6 +36,10 @@ def replay_command(
     ] = None,
     scenario: Annotated[list[str] | None, typer.Option(help="Only this scenario of the plan.")] = None,
     knob: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for the policies that have it.")] = None,
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="Also each policy at the other levels of its one knob: a curve, not a point."),
+    ] = False,
     seeds: Annotated[int | None, typer.Option(min=1, help="How many versions of the traffic.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.json, results.csv and figures.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
@@ -43,6 +53,7 @@ def replay_command(
         scenarios=scenario or (),
         knobs=parse_knobs(knob or ()),
         seeds=seeds,
+        sweep=sweep,
     )
     runs = run_all(plan, path.parent, workers)
     if out is not None:
@@ -85,18 +96,23 @@ def show(plan: ReplayPlan, runs: Sequence[Replayed], console: Console) -> None:
         console.print(table(f"SIMULATED {scenario}, {over}", plan, means.get(scenario, {})))
         if description.about:
             console.print(description.about, style="dim", highlight=False)
+        if oracle := first_oracle(runs, scenario):
+            console.print(REGRET_NOTES[measure(oracle)].format(oracle.policy), style="dim", highlight=False)
         for run in runs:
             if run.scenario == scenario and run.note:
                 console.print(f"{run.policy}, seed {run.seed}: {run.note}", style="dim", highlight=False)
 
 
-def table(title: str, plan: ReplayPlan, means: Mapping[str, Any]) -> Table:
+def table(title: str, plan: ReplayPlan, means: Mapping[str, Summary]) -> Table:
     """One row for each policy of the plan; dashes for a bound that does not exist on any seed."""
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("policy", no_wrap=True)
-    for heading in HEADINGS:
+    regretted = any(found.regret_gpu_hours is not None for found in means.values())
+    headings = (*HEADINGS, *REGRET_HEADINGS) if regretted else HEADINGS
+    for heading in headings:
         shown.add_column(heading, justify="right", overflow="fold")
     for choice in plan.policies:
         found = means.get(choice.name)
-        shown.add_row(choice.name, *(["–"] * len(HEADINGS) if found is None else cells(found)))
+        row = ["–"] * len(headings) if found is None else [*cells(found), *(regret_cells(found) if regretted else ())]
+        shown.add_row(choice.name, *row)
     return shown

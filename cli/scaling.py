@@ -1,4 +1,4 @@
-"""`raylane scaling`: what the autoscaler decides and why, what a shadow would have saved, which replicas are idle."""
+"""`raylane scaling`: what the autoscaler decides and why, what a shadow would have saved, what is idle."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from raylane.cluster.errors import FailedError
 
 
 def scaling(address: Address = "auto", json_output: AsJson = False) -> None:
-    """What the autoscaler decides and why, what a shadow would have saved, and which replicas are idle."""
+    """What the autoscaler decides and why, what a shadow would have saved, and which replicas and hosts are idle."""
     with connected(address):
         from raylane.autoscaling.ray_scaler import scaler_status
 
@@ -41,6 +41,8 @@ def show(console: Console, status: Mapping[str, Any]) -> None:
         console.print(f"would have saved {status['saved_gpu_hours']:.2f} GPU hours{usd} since {since}", highlight=False)
     for one in status["idle"]:
         console.print(f"[bold]idle[/]: {one['model']} {one['replica_id']}: {one['problem']}", highlight=False)
+    for host in status.get("idle_hosts", ()):  # an actor of an older version tells none
+        console.print(f"[bold]idle[/]: host {host['host']}: {host['problem']}", highlight=False)
     for change in status["changes"][-10:]:
         done = "" if change["applied"] else " (not applied)"
         line = f"{change['time']} {change['model']} {change['from']} -> {change['to']}{done}: {change['reason']}"

@@ -1,6 +1,6 @@
 """Printing of sizing: does it fit, how fast can it be, TP against PP, and the quantization guide."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,10 +9,11 @@ from rich.table import Table
 from raylane.deployments.fit import Fits, Refusal
 from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.parallelism import Comparison
-from raylane.deployments.roofline import Ceiling
+from raylane.deployments.roofline import Ceiling, Link
 from raylane.deployments.suggest import Guide
 
-COMPUTED = "computed from data sheets; bounds, not measurements"
+NOT_MADE_WHILE_LOADING = frozenset({"awq", "int8"})
+COMPUTED = "computed from data sheets, not measured"
 
 
 def print_fit(console: Console, model: str, facts: ModelFacts, found: Fits | Refusal) -> None:
@@ -34,10 +35,10 @@ def print_fit(console: Console, model: str, facts: ModelFacts, found: Fits | Ref
     )
 
 
-def print_ceilings(console: Console, model: str, ceilings: list[Ceiling]) -> None:
-    """The most a replica can do at several batch sizes."""
+def print_ceilings(console: Console, model: str, ceilings: Sequence[Ceiling], caveats: Sequence[str] = ()) -> None:
+    """The most a replica can do at several batch sizes, and for which reasons a real engine may do more."""
     table = Table(title=f"{model}: ceilings of one replica ({COMPUTED})", title_justify="left")
-    for name in ("batch", "in / out", "ms per token", "prompt ms", "output tok/s", "requests/s", "tok/J"):
+    for name in ("batch", "in / out", "ms per token", "prompt ms", "output tok/s", "requests/s", "tok/J at TDP"):
         table.add_column(name, justify="right")
     for item in ceilings:
         per_joule = item.output_tokens_per_joule
@@ -51,6 +52,8 @@ def print_ceilings(console: Console, model: str, ceilings: list[Ceiling]) -> Non
             "" if per_joule is None else f"{per_joule:.2f}",
         )
     console.print(table)
+    for caveat in caveats:
+        console.print(f"  note: {caveat}", highlight=False)
 
 
 def print_parallelism(console: Console, model: str, found: Comparison) -> None:
@@ -70,8 +73,8 @@ def print_parallelism(console: Console, model: str, found: Comparison) -> None:
     console.print(found.reason, highlight=False)
 
 
-def print_guide(console: Console, model: str, gpu: str, guide: Guide) -> None:
-    """The quantization guide as a table, the suggestion below it."""
+def print_guide(console: Console, model: str, gpu: str, guide: Guide, link: Link) -> None:
+    """The quantization guide as a table; below it the suggestion, what it assumes of links, and of the checkpoint."""
     table = Table(title=f"{model} on {gpu}, context {guide.max_model_len:,} ({COMPUTED})", title_justify="left")
     for name in ("weights", "GPUs", "GB per GPU", "KV tokens", "full contexts", "tok/s at most", "note"):
         table.add_column(name, justify="left" if name in {"weights", "note"} else "right")
@@ -86,6 +89,11 @@ def print_guide(console: Console, model: str, gpu: str, guide: Guide) -> None:
         table.add_row(name, str(option.gpus), size, tokens, str(option.sequences), rate, note)
     console.print(table)
     console.print(guide.reason, highlight=False)
+    if any(option.gpus > 1 for option in guide.options):
+        console.print(f"links: {link.bytes_per_s / 1e9:.0f} GB/s ({link.source})", highlight=False)
+    formats = {option.format for option in guide.options}
+    for name in sorted(formats & NOT_MADE_WHILE_LOADING) if "none" in formats else ():
+        console.print(f"{name} needs a checkpoint in that format", highlight=False)
 
 
 def fit_json(found: Fits | Refusal) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ def nearest_that_fit(
     """
     combinations = product(
         _memory(settings),
-        _kv_types(settings),
+        _kv_types(gpu, settings),
         _formats(gpu, settings),
         _more_gpus(settings, largest_tensor_parallel),
     )
@@ -81,9 +81,10 @@ def _memory(settings: EngineSettings) -> Iterator[_Change]:
         yield _set(1, "gpu_memory_utilization", MOST_MEMORY)
 
 
-def _kv_types(settings: EngineSettings) -> Iterator[_Change]:
+def _kv_types(gpu: Accelerator, settings: EngineSettings) -> Iterator[_Change]:
+    """An 8-bit cache on cards that have FP8."""
     yield _NOTHING
-    if not settings.kv_cache_dtype.startswith("fp8"):
+    if gpu.fp8_flops and not settings.kv_cache_dtype.startswith("fp8"):
         yield _set(2, "kv_cache_dtype", "fp8")
 
 

@@ -203,7 +203,7 @@ def _broken_settings(facts: ModelFacts, settings: EngineSettings) -> Refusal | N
         return Refusal(reason, Limit.SETTINGS)
     seqs, tokens = settings.max_num_seqs or 0, settings.max_num_batched_tokens or 0
     if seqs > tokens:
-        reason = f"max_num_seqs {seqs} is larger than max_num_batched_tokens {tokens}; vLLM refuses to start"
+        reason = f"max_num_seqs {seqs} is larger than max_num_batched_tokens {tokens}: a step has no token for each"
         return Refusal(reason, Limit.SETTINGS)
     return None
 

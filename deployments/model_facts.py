@@ -42,7 +42,10 @@ class ModelFacts:
     """Routed experts per layer; 1 for a dense model."""
     experts_per_token: int
     quantization: str | None
-    """What the checkpoint itself says (`awq`, `gptq`, `fp8`, `int8`, ...); None for plain weights."""
+    """What the checkpoint itself says (`awq`, `gptq`, `fp8`, `int8`, ...); None for plain weights.
+
+    Of formats that nothing here can size it is their name, which `weight_format` refuses.
+    """
     dtype: str
     notes: tuple[str, ...]
     """What the counts leave out or overstate for this model."""
@@ -119,18 +122,45 @@ def model_facts(config: Mapping[str, Any], origin: str = "config.json") -> Model
 
 
 def checkpoint_quantization(config: Mapping[str, Any]) -> str | None:
-    """The weight format a quantized checkpoint declares in its config.json; None for plain weights."""
+    """The weight format a quantized checkpoint declares in its config.json; None for plain weights.
+
+    Where the bits are others than a known format's, the answer is a name that says so ("3-bit gptq").
+    """
     declared = config.get("quantization_config")
     if not isinstance(declared, Mapping):
         return None
     method = str(declared.get("quant_method", ""))
-    if method != "compressed-tensors":
-        return "int8" if method in {"gptq", "awq"} and declared.get("bits") == 8 else method or None
-    groups = declared.get("config_groups") or {}
-    weights = next((group.get("weights") or {} for group in groups.values()), {})
-    if weights.get("num_bits") == 4:
-        return "int4"
-    return "fp8" if weights.get("type") == "float" else "int8"
+    if method in {"gptq", "awq"}:
+        bits = declared.get("bits", declared.get("w_bit", 4))
+        return {4: method, 8: "int8"}.get(bits, f"{bits}-bit {method}")
+    if method == "bitsandbytes":
+        return "int8" if declared.get("load_in_8bit") else method
+    if method == "modelopt":
+        algorithm = str(declared.get("quant_algo") or "without quant_algo")
+        return _MODELOPT.get(algorithm.upper(), f"modelopt {algorithm}")
+    return _compressed(declared) if method == "compressed-tensors" else method or None
+
+
+def _compressed(declared: Mapping[str, Any]) -> str:
+    """The one format of all groups of a compressed-tensors checkpoint."""
+    groups = (declared.get("config_groups") or {}).values()
+    found = {(weights.get("num_bits"), weights.get("type", "int")) for g in groups if (weights := g.get("weights"))}
+    if len(found) == 1 and (only := next(iter(found))) in _COMPRESSED:
+        return _COMPRESSED[only]
+    stored = " and ".join(sorted(f"{bits}-bit {kind}" for bits, kind in found)) or "no weights named"
+    return f"compressed-tensors ({stored})"
+
+
+_COMPRESSED = {(4, "int"): "int4", (8, "int"): "int8", (8, "float"): "fp8"}
+# Names of vLLM 0.29 (quantization/modelopt.py) and of TensorRT-LLM's QuantAlgo, without the 4-bit floats.
+_MODELOPT = {
+    "FP8": "fp8",
+    "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
+    "FP8_PB_WO": "fp8",
+    "FP8_BLOCK_SCALES": "fp8",
+    "W4A16_AWQ": "awq",
+    "W8A8_SQ_PER_CHANNEL": "int8",
+}
 
 
 def _language_part(config: Mapping[str, Any], origin: str) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:

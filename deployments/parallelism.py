@@ -20,7 +20,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Tensor and pipeline parallelism over the same GPUs and links. `better` names one of the splits."""
+    """Tensor and pipeline parallelism over the same GPUs and links. `better` names one of the splits.
+
+    They are TP alone, PP alone, and the settings' own where that is both at once.
+    """
 
     link: Link
     splits: tuple[Split, ...]
@@ -39,28 +42,31 @@ def compare_parallelism(
     input_tokens: int = 512,
     output_tokens: int = 256,
 ) -> Comparison:
-    """Which split yields more output tokens at this load, and at what time per token and to first token.
+    """Which split yields the most output tokens at this load, and at what time per token and to first token.
 
     Tensor parallelism halves the weights each GPU reads but adds up partial sums twice a layer over the link;
     pipeline parallelism sends activations once per stage but reads all of its layers for every micro-batch.
     """
-    shapes = (("TP", gpus, 1), ("PP", 1, gpus))
+    shapes = [(f"TP={gpus}", gpus, 1), (f"PP={gpus}", 1, gpus)]
+    tp, pp = settings.tensor_parallel, settings.pipeline_parallel
+    if tp > 1 and pp > 1 and settings.gpus == gpus:
+        shapes.append((f"TP={tp} PP={pp}", tp, pp))
     splits = tuple(
         _split(
-            f"{name}={gpus}",
+            name,
             facts,
             gpu,
-            replace(settings, tensor_parallel=tp, pipeline_parallel=pp),
+            replace(settings, tensor_parallel=over_layers, pipeline_parallel=stages),
             link,
             (batch, input_tokens, output_tokens),
         )
-        for name, tp, pp in shapes
+        for name, over_layers, stages in shapes
     )
     usable = [split for split in splits if split.ceiling is not None]
     if not usable:
-        return Comparison(link, splits, None, "neither split fits")
-    best = max(usable, key=lambda split: split.ceiling.output_tokens_per_s if split.ceiling else 0.0)
-    return Comparison(link, splits, best.name, _reason(best, usable, link))
+        return Comparison(link, splits, None, "no split fits")
+    ranked = sorted(usable, key=_rate, reverse=True)
+    return Comparison(link, splits, ranked[0].name, _reason(ranked, link))
 
 
 def _split(
@@ -79,11 +85,15 @@ def _split(
     return Split(name, found, top)
 
 
-def _reason(best: Split, usable: list[Split], link: Link) -> str:
-    others = [split for split in usable if split is not best]
-    if not others:
-        return f"only {best.name} fits"
-    other = others[0]
+def _rate(split: Split) -> float:
+    return split.ceiling.output_tokens_per_s if split.ceiling else 0.0
+
+
+def _reason(ranked: list[Split], link: Link) -> str:
+    """The best split against the next one."""
+    if len(ranked) == 1:
+        return f"only {ranked[0].name} fits"
+    best, other = ranked[:2]
     if best.ceiling is None or other.ceiling is None:
         raise AssertionError("usable splits have a ceiling")
     gain = best.ceiling.output_tokens_per_s / other.ceiling.output_tokens_per_s

@@ -44,7 +44,7 @@ def alive_nodes() -> list[Node]:
 
 
 def check_fits(config: DeploymentConfig, nodes: Iterable[Node], origin: str) -> None:
-    """Raises UsageError when a replica fits on no host or the minimum replicas need more GPUs than there are."""
+    """Raises UsageError when a replica fits on no host or the first replicas need more GPUs than there are."""
     if config.scaling is not None and config.scaling.fleet_gpus is not None:
         return _check_fits_in(config, config.scaling.fleet_gpus, origin)
     gpus = [node.gpus for node in nodes]
@@ -62,17 +62,33 @@ def check_fits(config: DeploymentConfig, nodes: Iterable[Node], origin: str) -> 
                 f"{origin}: models.{name}.replicas.min: {model.replicas.min} replicas of {model.gpus} GPUs each, "
                 f"the hosts have room for {most}"
             )
-    needed = sum(model.gpus * max(1, model.replicas.min) for model in config.models.values())
+    needed = first_gpus(config)
     if needed > sum(gpus):
-        raise UsageError(f"{origin}: models: the minimum replicas need {needed} GPUs, the cluster has {sum(gpus):.0f}")
+        why = _why_first(config)
+        raise UsageError(
+            f"{origin}: models: the first replicas need {needed} GPUs, the cluster has {sum(gpus):.0f}{why}"
+        )
     return None
+
+
+def first_gpus(config: DeploymentConfig) -> int:
+    """GPUs of the replicas that a new deployment starts: the minima, and one of each model that may rest."""
+    return sum(model.gpus * max(1, model.replicas.min) for model in config.models.values())
+
+
+def _why_first(config: DeploymentConfig) -> str:
+    """What explains that number to who set a minimum of 0; empty when nobody did."""
+    resting = [name for name, model in config.models.items() if model.gpus and not model.replicas.min]
+    return f"; each model starts with at least one replica, {', '.join(resting)} too" if resting else ""
 
 
 def _check_fits_in(config: DeploymentConfig, fleet_gpus: int, origin: str) -> None:
     """Hosts are still to come, so only the sum can be checked."""
-    needed = sum(model.gpus * max(1, model.replicas.min) for model in config.models.values())
+    needed = first_gpus(config)
     if needed > fleet_gpus:
-        raise UsageError(f"{origin}: scaling.fleet_gpus: {fleet_gpus}; the minimum replicas need {needed}")
+        raise UsageError(
+            f"{origin}: scaling.fleet_gpus: {fleet_gpus}; the first replicas need {needed}{_why_first(config)}"
+        )
 
 
 def deploy(

@@ -1,6 +1,7 @@
 """The fastest a model can run on its GPUs: what memory bandwidth, arithmetic and links allow. Pure.
 
-Nothing here is a prediction. A real engine is slower; a claim above these figures is impossible.
+Nothing here is a prediction: a real engine is slower. A claim above these figures is impossible for one token a step
+and sequence (speculative decoding is left out) and, over several GPUs, on links no faster than the one assumed.
 """
 
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class Ceiling:
     output_tokens_per_s: float
     requests_per_s: float
     output_tokens_per_joule: float | None
-    """None when the card's power is not published."""
+    """At this rate with every card drawing its TDP; cards that draw less yield more. None: power not published."""
 
 
 def ceiling(

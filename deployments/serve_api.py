@@ -43,10 +43,11 @@ class ServeState:
 
 
 class ServeApi:
-    """A client for one cluster's dashboard address, with its token if it has one."""
+    """A client for one cluster's dashboard address, with its token if it has one. A call ends within `timeout_s`."""
 
-    def __init__(self, dashboard_url: str) -> None:
+    def __init__(self, dashboard_url: str, timeout_s: float = TIMEOUT_S) -> None:
         self._url = dashboard_url.rstrip("/")
+        self._timeout_s = timeout_s
 
     def state(self) -> ServeState:
         details = self._call("GET", "/api/serve/applications/?api_type=declarative", None)
@@ -70,7 +71,7 @@ class ServeApi:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self._url + path, data=data, headers=headers, method=method)  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:  # noqa: S310 - an address of the user's
+            with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310 - an address of the user's
                 text = reply.read()
         except urllib.error.HTTPError as error:
             raise FailedError(f"{method} {self._url}{path}: {error.code}: {error.read().decode()[:2000]}") from error

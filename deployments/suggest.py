@@ -8,8 +8,17 @@ from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.roofline import Ceiling, Link, ceiling
 
 GPU_COUNTS = (1, 2, 4, 8)
+LARGEST_GPU_COUNT = GPU_COUNTS[-1]
+DEFAULT_CONTEXT = 4096
 LARGEST_BATCH = 64
-_EXACTNESS = {"none": 0, "fp8": 1, "int8": 1, "awq": 2, "gptq": 2, "int4": 2}  # fewer bits, further from the original
+_EXACTNESS = {
+    "none": 0,
+    "fp8": 1,
+    "int8": 1,
+    "awq": 2,
+    "gptq": 2,
+    "int4": 2,
+}  # fewer bits, further from the original; a quantized checkpoint's own format is the only one of its guide
 
 
 @dataclass(frozen=True)
@@ -38,10 +47,11 @@ def suggest(
     facts: ModelFacts,
     gpu: Accelerator,
     *,
-    max_model_len: int = 4096,
+    max_model_len: int = DEFAULT_CONTEXT,
     sequences: int = 8,
     gpu_memory_utilization: float = 0.9,
     link: Link | None = None,
+    largest: int = LARGEST_GPU_COUNT,
     input_tokens: int = 512,
     output_tokens: int = 256,
 ) -> Guide:
@@ -49,11 +59,13 @@ def suggest(
 
     Chosen is what needs the fewest GPUs, and among those the format nearest to the original weights, that holds at
     least `sequences` requests of `max_model_len` at once: fewer leave the GPU idle between the reads of its weights.
+    `largest` is how many GPUs one host has.
     """
     length = min(max_model_len, facts.max_position_embeddings)
+    counts = [count for count in GPU_COUNTS if count <= largest]
     options = []
     for name in _formats(facts, gpu):
-        for gpus in GPU_COUNTS:
+        for gpus in counts:
             settings = EngineSettings(
                 quantization=None if name == "none" else name,
                 max_model_len=length,
@@ -66,8 +78,8 @@ def suggest(
                 break
     enough = [option for option in options if option.sequences >= sequences]
     if not enough:
-        return Guide(length, tuple(options), None, f"nothing up to {GPU_COUNTS[-1]} GPUs holds {sequences} sequences")
-    best = min(enough, key=lambda option: (option.gpus, _EXACTNESS[option.format]))
+        return Guide(length, tuple(options), None, f"nothing up to {counts[-1]} GPUs holds {sequences} sequences")
+    best = min(enough, key=lambda option: (option.gpus, _EXACTNESS.get(option.format, 0)))
     reason = (
         f"fewest GPUs ({best.gpus}) that hold at least {sequences} sequences of {length:,} tokens; "
         f"it holds {best.sequences}"

@@ -44,12 +44,31 @@ _FORMATS: Mapping[str, WeightFormat] = {
 }
 _ALIASES = {
     "awq_marlin": "awq",
+    "auto_awq": "awq",
     "gptq_marlin": "gptq",
+    "auto_gptq": "gptq",
     "int4_awq": "awq",
     "w8a8": "int8",
     "fbgemm_fp8": "fp8",
+    "fp8_per_tensor": "fp8",
+    "fp8_per_block": "fp8",
+    "fp8_per_channel": "fp8",
     "modelopt": "fp8",
 }
+# Methods that say how a checkpoint is stored but not with how many bits: that stands in the checkpoint.
+_BITS_IN_CHECKPOINT = frozenset(
+    {
+        "compressed-tensors",
+        "modelopt",
+        "bitsandbytes",
+        "gptq",
+        "gptq_marlin",
+        "auto_gptq",
+        "awq",
+        "awq_marlin",
+        "auto_awq",
+    }
+)
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "bf16": 2, "fp16": 2, "float32": 4, "float": 4, "fp32": 4}
 
 
@@ -63,8 +82,13 @@ def dtype_bytes(dtype: str, facts: ModelFacts) -> int:
 
 
 def weight_format(quantization: str | None, dtype: str, facts: ModelFacts) -> WeightFormat:
-    """The format the layers are stored in: the quantization named, else the checkpoint's own, else plain `dtype`."""
+    """The format the layers are stored in: the quantization named, else the checkpoint's own, else plain `dtype`.
+
+    The checkpoint's own counts as well where the name leaves the bits to it (compressed-tensors, gptq, ...).
+    """
     name = quantization or facts.quantization
+    if name in _BITS_IN_CHECKPOINT and facts.quantization:
+        name = facts.quantization
     if name in {None, "none"}:
         return WeightFormat("none", dtype_bytes(dtype, facts), Compute.HALF)
     name = _ALIASES.get(str(name), str(name))

@@ -18,17 +18,30 @@ from raylane.deployments.simulator.step_model import StepConstants, step_model
 
 
 def read_model_config(source: str) -> Mapping[str, Any]:
-    """The config.json of a builtin, a folder or a file. Hub names are not looked up: pass their config.json."""
+    """The config.json of a builtin, a folder or a file. Hub names are not looked up: pass their config.json.
+
+    Older checkpoints of NVIDIA's ModelOpt name their format in hf_quant_config.json beside it; it is read as well.
+    """
     if source.startswith(PREFIX):
         return builtin_config(source)
     path = Path(source)
     file = path / "config.json" if path.is_dir() else path
+    found = _read_object(file, source, "config.json")
+    beside = file.with_name("hf_quant_config.json")
+    if file.name != "config.json" or "quantization_config" in found or not beside.is_file():
+        return found
+    declared = _read_object(beside, source, beside.name).get("quantization")
+    own = declared if isinstance(declared, dict) else {}
+    return {**found, "quantization_config": {"quant_method": "modelopt", **own}}
+
+
+def _read_object(file: Path, source: str, kind: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{source}: no readable config.json there: {error}") from error
+        raise UsageError(f"{source}: no readable {kind} there: {error}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{file}: a config.json holds an object, not {type(found).__name__}")
+        raise UsageError(f"{file}: a {kind} holds an object, not {type(found).__name__}")
     return found
 
 

@@ -102,30 +102,41 @@ class Calibration:
 
 
 def read_rows(paths: Iterable[Path]) -> tuple[MeasuredRow, ...]:
-    """All rows of these files. UsageError when they are of different GPUs or an id comes twice."""
-    rows = tuple(row for path in paths for row in MeasuredFile.from_yaml(path).rows)
-    if len({row.gpu for row in rows}) != 1:
-        raise UsageError(f"rows of one GPU are fitted together; these are of {sorted({row.gpu for row in rows})}")
-    ids = [row.id for row in rows]
-    twice = sorted({name for name in ids if ids.count(name) > 1})
-    if twice:
-        raise UsageError(f"rows: the ids {twice} stand there more than once")
-    return rows
+    """All rows of these files. UsageError for a file without any."""
+    rows: list[MeasuredRow] = []
+    for path in paths:
+        found = MeasuredFile.from_yaml(path).rows
+        if not found:
+            raise UsageError(f"{path}: no rows")
+        rows += found
+    return tuple(rows)
 
 
 def calibrate(rows: Sequence[MeasuredRow], link: Link | None = None) -> Calibration:
     """Least squares over the logarithms of simulated / measured on the rows marked `fit`; the others are only judged.
 
     Levenberg-Marquardt over the logarithms of the four constants, each trial a simulation of every row. The all-reduce
-    is not fitted: `link` (or what is assumed for the card) fixes it.
+    is not fitted: `link` (or what is assumed for the card) fixes it. UsageError for rows of different GPUs, an id that
+    comes twice, and fewer figures than constants.
     """
+    _check_ids(rows)
     cases = [_Case.of(row, link) for row in rows]
+    gpus = sorted({case.gpu.name for case in cases})
+    if len(gpus) > 1:
+        raise UsageError(f"rows of one GPU are fitted together; these are of {', '.join(gpus)}")
     fitted = [case for case in cases if case.row.use == "fit"]
     if sum(len(case.row.measured()) for case in fitted) < 4:
         raise UsageError("four constants need at least four measured figures in rows with use: fit")
     constants = _levenberg_marquardt(fitted, _START)
     comparisons = tuple(item for case in cases for item in case.compare(constants))
     return Calibration(cases[0].gpu.name, constants, comparisons)
+
+
+def _check_ids(rows: Sequence[MeasuredRow]) -> None:
+    ids = [row.id for row in rows]
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise UsageError(f"rows: the ids {twice} stand there more than once")
 
 
 def compare_rows(

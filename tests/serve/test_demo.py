@@ -18,11 +18,11 @@ from raylane.cluster.local_ray import MARK
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(600)]
 
 
-def start(out: Path) -> subprocess.Popen[str]:
+def start(out: Path, *flags: str) -> subprocess.Popen[str]:
     """The demo in a process group of its own, as a shell would start it."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "RAYLANE_"))}
     return subprocess.Popen(
-        [sys.executable, "-m", "raylane.cli.main", "demo", "--out", str(out)],
+        [sys.executable, "-m", "raylane.cli.main", "demo", "--out", str(out), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,6 +66,20 @@ def test_the_demo_ends_with_a_report_of_both_models(tmp_path: Path, before: set[
     assert all(word in page for word in ("TTFT", "TPOT", "tok/s", "$ per million output tokens", "<svg"))
     assert json.loads((folder / "results.json").read_text())["simulated"] is False
     assert re.search(r"tiny-tp2.*\d", out)
+
+
+def test_the_simulated_demo_serves_singles_and_pairs_on_twelve_recorded_gpus(tmp_path: Path, before: set[str]) -> None:
+    demo = start(tmp_path, "--simulate", "l40s-x12")
+    out, err = demo.communicate(timeout=300)
+    assert demo.returncode == 0, err
+    assert "4 of 4 pairs are on their best link; 12 GPUs leased" in err
+    assert "SIMULATED" in out
+    folder = Path(out.strip().splitlines()[-1])
+    assert json.loads((folder / "results.json").read_text())["simulated"] is True
+    (case,) = load_run(folder).summary.cases
+    assert {stream.stream for stream in case.streams} == {"llama-8b", "llama-70b"}
+    for stream in case.streams:
+        assert stream.completed == stream.attempted > 0, (stream.stream, stream.errors)
 
 
 @pytest.mark.parametrize("after_s", [2.0, 12.0, 30.0], ids=["while Ray starts", "while deploying", "later"])

@@ -41,7 +41,13 @@ ROOT = Path(__file__).resolve().parents[2]
 ONE: dict[str, dict[str, Any]] = {"one": {}}
 ONE_OF_EACH_KIND: dict[str, dict[str, Any]] = {"one": {}, "simulated": {"engine": SIMULATED}}
 EACH_KIND = pytest.mark.parametrize("model", ONE_OF_EACH_KIND)
-TWO: dict[str, dict[str, Any]] = {"one": {}, "two": {"replicas": {"min": 1, "max": 2}, "engine": {"max_num_seqs": 32}}}
+UP_TO_TWO = {"min": 1, "max": 2}
+THREE: dict[str, dict[str, Any]] = {
+    "one": {},
+    "two": {"replicas": UP_TO_TWO, "engine": {"max_num_seqs": 32}},
+    "simulated": {"replicas": UP_TO_TWO, "engine": {**SIMULATED, "slowdown": 6, "max_num_seqs": 32}},
+}
+SCALED_OF_EACH_KIND = pytest.mark.parametrize("model", ["two", "simulated"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -179,11 +185,12 @@ def test_a_benchmark_its_report_and_the_notebook(
 def test_adding_and_editing_a_model_leaves_the_others_alone(cluster: Cluster) -> None:
     cluster.deploy(ONE)
     pid_of_one = cluster.ready("one")[0].engine_pid
-    cluster.deploy(TWO)
-    pid_of_two = cluster.ready("two")[0].engine_pid
-    edited = {**TWO, "two": {**TWO["two"], "engine": {"max_num_seqs": 48}}}
+    cluster.deploy(THREE)
+    before = {model: cluster.ready(model)[0].engine_pid for model in ("two", "simulated")}
+    edited = {**THREE, **{model: wider(THREE[model]) for model in before}}
     cluster.deploy(edited)
-    until(lambda: [r.engine_pid for r in cluster.ready("two")] not in ([], [pid_of_two]), 60.0)
+    for model, pid in before.items():
+        until(lambda model=model, pid=pid: [r.engine_pid for r in cluster.ready(model)] not in ([], [pid]), 60.0)  # type: ignore[misc]
     assert [r.engine_pid for r in cluster.ready("one")] == [pid_of_one]
     bounds = {**edited, "one": {"replicas": {"min": 1, "max": 3}}}
     pids = {r.engine_pid for r in cluster.ready()}
@@ -191,14 +198,19 @@ def test_adding_and_editing_a_model_leaves_the_others_alone(cluster: Cluster) ->
     assert {r.engine_pid for r in cluster.ready()} == pids
 
 
-def test_a_draining_replica_finishes_its_streams(cluster: Cluster) -> None:
-    cluster.api.scale("two", 2)
-    until(lambda: len(cluster.ready("two")) == 2, 120.0)
+def wider(block: dict[str, Any]) -> dict[str, Any]:
+    return {**block, "engine": {**block["engine"], "max_num_seqs": 48}}
+
+
+@SCALED_OF_EACH_KIND
+def test_a_draining_replica_finishes_its_streams(cluster: Cluster, model: str) -> None:
+    cluster.api.scale(model, 2)
+    until(lambda: len(cluster.ready(model)) == 2, 120.0)
     ends: list[tuple[int, float]] = []
 
     def long_stream(number: int) -> None:
         stream = cluster.client().completions.create(
-            model="two",
+            model=model,
             prompt=f"stream {number}",
             max_tokens=1900,
             stream=True,
@@ -211,15 +223,15 @@ def test_a_draining_replica_finishes_its_streams(cluster: Cluster) -> None:
 
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
         streams = [pool.submit(long_stream, number) for number in range(20)]
-        until(lambda: all((r.load.running or 0) > 5 for r in cluster.ready("two")), 30.0)
-        cluster.api.scale("two", 1)
+        until(lambda: all((r.load.running or 0) > 5 for r in cluster.ready(model)), 30.0)
+        cluster.api.scale(model, 1)
         asked_s = time.monotonic()
-        until(lambda: len(cluster.ready("two")) == 1, 15.0)
+        until(lambda: len(cluster.ready(model)) == 1, 15.0)
         for stream in streams:
             stream.result(timeout=300)
     assert [tokens for tokens, _ in ends] == [1900] * 20
     assert max(end_s for _, end_s in ends) - asked_s > 10.0, "the streams must outlast the request to scale down"
-    until(lambda: cluster.api.state().statuses["raylane-model-two"].running_replicas == 1, 60.0)
+    until(lambda: cluster.api.state().statuses[f"raylane-model-{model}"].running_replicas == 1, 60.0)
 
 
 def engine_core(replica_id: str) -> int:
@@ -243,39 +255,54 @@ def replica_actor_of(model: str) -> int:
     raise AssertionError(f"no replica actor of {model}")
 
 
-@pytest.mark.parametrize("victim", ["engine core", "supervisor", "replica actor"])
-def test_whatever_is_killed_nothing_is_left_and_another_replica_comes(cluster: Cluster, victim: str) -> None:
-    old = cluster.ready("two")[0]
-    assert old.engine_pid is not None
+@pytest.mark.parametrize(
+    ("model", "victim"),
+    [
+        ("two", "engine core"),
+        ("two", "supervisor"),
+        ("two", "replica actor"),
+        ("simulated", "engine"),
+        ("simulated", "supervisor"),
+        ("simulated", "replica actor"),
+    ],
+)
+def test_whatever_is_killed_nothing_is_left_and_another_replica_comes(
+    cluster: Cluster, model: str, victim: str
+) -> None:
+    old = cluster.ready(model)[0]
+    engine_pid = old.engine_pid
+    assert engine_pid is not None
     pid = {
+        "engine": lambda: engine_pid,
         "engine core": lambda: engine_core(old.replica_id),
-        "supervisor": lambda: supervisor_of(old.engine_pid or 0),
-        "replica actor": lambda: replica_actor_of("two"),
+        "supervisor": lambda: supervisor_of(engine_pid),
+        "replica actor": lambda: replica_actor_of(model),
     }[victim]()
     os.kill(pid, signal.SIGKILL)
     gone_s = until(lambda: not processes_with(MARK, old.replica_id), 10.0)
     assert gone_s < 5.0
-    until(lambda: cluster.ready("two") and cluster.ready("two")[0].replica_id != old.replica_id, 180.0)
-    answer = cluster.client().completions.create(model="two", prompt="x", max_tokens=2, extra_body={"ignore_eos": True})
+    until(lambda: cluster.ready(model) and cluster.ready(model)[0].replica_id != old.replica_id, 180.0)
+    assert tokens_of_an_answer(cluster, model) == 2
+
+
+def tokens_of_an_answer(cluster: Cluster, model: str) -> int:
+    """Output tokens of a request for two."""
+    answer = cluster.client().completions.create(model=model, prompt="x", max_tokens=2, extra_body={"ignore_eos": True})
     assert answer.usage is not None
-    assert answer.usage.completion_tokens == 2
+    return answer.usage.completion_tokens
 
 
 def test_requests_go_on_while_the_directory_is_away(cluster: Cluster) -> None:
     ray.kill(directory_actor(), no_restart=False)
     for _ in range(30):
-        answer = cluster.client().completions.create(
-            model="one", prompt="x", max_tokens=2, extra_body={"ignore_eos": True}
-        )
-        assert answer.usage is not None
-        assert answer.usage.completion_tokens == 2
+        assert [tokens_of_an_answer(cluster, model) for model in ("one", "simulated")] == [2, 2]
         time.sleep(0.1)
-    until(lambda: len(cluster.ready("one")) == 1, 20.0)
+    until(lambda: len(cluster.ready("one")) == len(cluster.ready("simulated")) == 1, 20.0)
 
 
 def test_delete_takes_one_model_or_all_of_ours(cluster: Cluster) -> None:
     assert delete(cluster.api, ["two"]) == ["two"]
-    assert [r.model for r in cluster.ready()] == ["one"]
+    assert sorted(r.model for r in cluster.ready()) == ["one", "simulated"]
     with pytest.raises(openai.NotFoundError):
         cluster.client().completions.create(model="two", prompt="x")
     delete(cluster.api, [])

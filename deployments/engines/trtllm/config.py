@@ -136,12 +136,20 @@ def wrong_option(options: dict[str, Any], backend: str) -> str | None:
     nested = nested_options()
     for key, value in options.items():
         problem = _wrong_key(key, key, llm_api_options(backend), backend)
-        if problem is None and key in nested and isinstance(value, dict):
-            inner = (_wrong_key(f"{key}.{part}", str(part), nested[key], backend) for part in value)
-            problem = next((found for found in inner if found), None)
+        if problem is None and key in nested:
+            problem = _wrong_block(key, value, nested[key], backend)
         if problem:
             return problem
     return None
+
+
+def _wrong_block(block: str, value: Any, known: tuple[str, ...], backend: str) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        return f"llm_api_options.{block}: {value!r} is not a mapping of its keys"
+    inner = (_wrong_key(f"{block}.{part}", str(part), known, backend) for part in value)
+    return next((found for found in inner if found), None)
 
 
 def _wrong_key(dotted: str, key: str, known: tuple[str, ...], backend: str) -> str | None:

@@ -12,8 +12,12 @@ from typer.testing import CliRunner, Result
 from raylane.cli.demo import SIMULATED, links_line
 from raylane.cli.main import app
 from raylane.cli.plan import misfits
+from raylane.cli.plan_sizes import measured_link
+from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
+from raylane.cluster.hosts import Gpu, Host, Link, LinkMeasurement, Verdict
 from raylane.cluster.recording import load_recording
+from raylane.deployments.builtin import builtin_config
 from raylane.deployments.config import load_config
 from raylane.deployments.reports import ReplicaReport, ReplicaState, Snapshot
 
@@ -58,7 +62,8 @@ def test_for_people_there_are_memory_ceilings_and_a_drawing() -> None:
     shown = run(str(MIXED), *on("l40s-x12-three-hosts")).stdout
     for part in ("197,680 tokens of context", "ceilings of one replica", "every group on its best link", "TP=2 yields"):
         assert part in " ".join(shown.split())
-    assert re.findall(r"l40s-\d +(\[.*\])", shown) == ["[A1 A2] [A3 A4]", "[B1=B1] [B2=B2]", "[B3=B3] [B4=B4]"]
+    drawn = re.findall(r"l40s-\d +(\[.*\])", shown)
+    assert sorted(drawn) == ["[A1 A2] [A3 A4]", "[B1=B1] [B2=B2]", "[B3=B3] [B4=B4]"]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def test_every_nearest_setting_that_is_offered_does_fit(tmp_path: Path) -> None:
     offers = str(caught.value).partition("Nearest: ")[2].split("; ")
     assert offers
     for offer in offers:
-        changes = dict(part.split() for part in offer.split(", "))
+        changes = dict(part.split() for part in re.sub(r" \(needs [^)]*\)", "", offer).split(", "))
         shape = {key: int(changes.pop(key)) for key in ("tensor_parallel", "pipeline_parallel") if key in changes}
         engine = {key: yaml.safe_load(value) for key, value in changes.items()}
         assert run(config(tmp_path, engine=engine, **shape), *on("l40s-x12-three-hosts")).exit_code == 0
@@ -164,12 +169,209 @@ def test_the_guide_suggests_four_bits_on_two_cards_for_70b_on_l40s() -> None:
 
 
 def test_the_guide_reads_a_config_json_file(tmp_path: Path) -> None:
-    from raylane.deployments.builtin import builtin_config
-
     path = tmp_path / "config.json"
     path.write_text(json.dumps(builtin_config("builtin:llama-3-8b-shape")))
     by_file, by_folder = (run("--suggest", str(p), "--gpu", "L40S", "--json").stdout for p in (path, tmp_path))
     assert json.loads(by_file)["options"] == json.loads(by_folder)["options"]
+
+
+def test_recordings_given_one_after_the_other_are_one_fleet(tmp_path: Path) -> None:
+    file = config(tmp_path, replicas={"min": 1, "max": 9})
+    done = run(file, *on("l40s-x8-plx"), *on("l40s-x12-three-hosts"), "--json")
+    (model,) = json.loads(done.stdout)["placement"]["models"]
+    assert model["possible_hosts"] == ["l40s-plx", "l40s-1", "l40s-2", "l40s-3"]
+    assert model["replicas"] == 9
+
+
+def recorded(folder: Path, gpu_name: str) -> tuple[str, str]:
+    """A recording of one host with one GPU of this name."""
+    path = folder / "recording.json"
+    path.write_text((RECORDINGS / "one-gpu.json").read_text().replace("NVIDIA L40S", gpu_name))
+    return "--from", str(path)
+
+
+TRTLLM = {"kind": "tensorrt-llm", "max_seq_len": 4096}
+
+
+@pytest.mark.parametrize(
+    ("gpu_name", "change", "parts", "never"),
+    [
+        pytest.param(
+            "NVIDIA A100 80GB PCIe",
+            {"engine": {}},
+            ("quantization compressed-tensors (needs an INT8 checkpoint)",),
+            ("quantization int8", "kv_cache_dtype fp8"),
+            id="vLLM has no int8, and an A100 no FP8",
+        ),
+        pytest.param(
+            "NVIDIA L40S",
+            {"engine": {"gpu_memory_utilization": 0.95, "max_model_len": 2048}},
+            ("quantization awq (needs an AWQ checkpoint)",),
+            (),
+            id="AWQ is not made while loading",
+        ),
+        pytest.param(
+            "NVIDIA L40S",
+            {"source": "builtin:llama-3.1-70b-shape", "engine": {"kind": "tensorrt-llm", "quantization": "int4_awq"}},
+            ("max_seq_len is 131,072", "Nearest: max_seq_len "),
+            ("max_model_len", "vLLM"),
+            id="TensorRT-LLM's names in the reason",
+        ),
+        pytest.param(
+            "H100-SXM",
+            {"engine": {**TRTLLM, "max_batch_size": 256, "max_num_tokens": 4096}},
+            ("quantization fp8 (needs an FP8 checkpoint)", "quantization int4_awq (needs an AWQ checkpoint)"),
+            ("max_model_len", "vLLM"),
+            id="TensorRT-LLM quantizes nothing while loading",
+        ),
+        pytest.param(
+            "NVIDIA L40S",
+            {"engine": {**TRTLLM, "max_batch_size": 4096, "max_num_tokens": 2048}},
+            ("max_batch_size 4096 is larger than max_num_tokens 2048",),
+            ("vLLM", "max_num"),
+            id="TensorRT-LLM's names in its settings",
+        ),
+    ],
+)
+def test_a_refusal_names_settings_that_the_engine_has(
+    tmp_path: Path, gpu_name: str, change: dict[str, Any], parts: tuple[str, ...], never: tuple[str, ...]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(config(tmp_path, tensor_parallel=1, **change), *recorded(tmp_path, gpu_name))
+    said = str(caught.value)
+    for part in parts:
+        assert part in said
+    for part in never:
+        assert part not in said.replace("max_num_tokens", "")
+
+
+def checkpoint(folder: Path, declared: dict[str, Any]) -> str:
+    """A folder with the 8B model's config.json and this quantization_config."""
+    plain = dict(builtin_config("builtin:llama-3-8b-shape"))
+    (folder / "config.json").write_text(json.dumps({**plain, "quantization_config": declared}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("declared", "engine", "format"),
+    [
+        pytest.param({"quant_method": "mxfp4"}, {}, "mxfp4", id="of the checkpoint"),
+        pytest.param({"quant_method": "gptq", "bits": 3}, {"quantization": "gptq"}, "3-bit gptq", id="3 bits"),
+        pytest.param(None, {"quantization": "torchao"}, "torchao", id="of the engine"),
+        pytest.param(None, {"quantization": "compressed-tensors"}, "compressed-tensors", id="of an unknown checkpoint"),
+    ],
+)
+def test_a_format_that_cannot_be_sized_is_named_and_the_rest_is_still_planned(
+    tmp_path: Path, declared: dict[str, Any] | None, engine: dict[str, Any], format: str
+) -> None:
+    source = "builtin:llama-3-8b-shape" if declared is None else checkpoint(tmp_path, declared)
+    models = {"odd": {"source": source, "engine": engine}, "plain": {"source": "builtin:llama-3-8b-shape"}}
+    file = tmp_path / "deployment.yaml"
+    file.write_text(yaml.safe_dump({"models": models}))
+    done = run(str(file), *on("l40s-x8-plx"))
+    assert done.exit_code == 0
+    assert f"odd: size unknown, only placed: quantization: '{format}' cannot be sized" in done.stdout
+    assert "plain: 8.03 B parameters on 1x L40S" in done.stdout
+    assert "2 GPUs used" in done.stdout
+
+
+def test_a_method_that_leaves_the_bits_to_the_checkpoint_is_sized_by_it(tmp_path: Path) -> None:
+    weights = {"num_bits": 8, "type": "int"}
+    source = checkpoint(tmp_path, {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": weights}}})
+    file = config(tmp_path, {"quantization": "compressed-tensors"}, source=source, tensor_parallel=1)
+    sized = json.loads(run(file, *on("one-gpu"), "--json").stdout)["models"]["large"]["on"]["L40S"]
+    assert sized["weight_bytes_per_gpu"] == pytest.approx(9.1e9, rel=0.01)
+
+
+DRAFT = {"method": "draft_model", "model": "org/draft", "num_speculative_tokens": 5}
+
+
+@pytest.mark.parametrize(
+    ("change", "recording", "parts"),
+    [
+        pytest.param({"tensor_parallel": 1, "engine": {"quantization": "fp8"}}, "h200-x4-real", (), id="none"),
+        pytest.param({}, "h200-x4-real", (), id="nor over measured links"),
+        pytest.param({}, "l40s-x8-plx", ("links are not measured (assumed: PCIe 4.0 x16",), id="assumed links"),
+        pytest.param(
+            {"engine": {"quantization": "awq", "max_model_len": 4096, "speculative": DRAFT}},
+            "l40s-x8-plx",
+            ("leave speculation out", "links are not measured"),
+            id="speculation",
+        ),
+    ],
+)
+def test_ceilings_say_what_they_leave_out_and_assume(
+    tmp_path: Path, change: dict[str, Any], recording: str, parts: tuple[str, ...]
+) -> None:
+    file = config(tmp_path, **change)
+    shown = " ".join(run(file, *on(recording)).stdout.split())
+    sizes = json.loads(run(file, *on(recording), "--json").stdout)["models"]["large"]["on"]
+    (said,) = (size["caveats"] for size in sizes.values())
+    assert len(said) == len(parts)
+    for part, caveat in zip(parts, said, strict=True):
+        assert part in caveat
+        assert caveat in shown
+    assert "tok/J at TDP" in shown
+
+
+def test_a_model_split_both_ways_is_compared_as_it_is_configured(tmp_path: Path) -> None:
+    shown = run(config(tmp_path, pipeline_parallel=2), *on("l40s-x8-plx")).stdout
+    assert re.findall(r"(?:TP|PP)=\d(?: PP=\d)?(?= +\u2502)", shown) == ["TP=4", "PP=4", "TP=2 PP=2"]
+
+
+def timed(a: str, b: str, bytes_per_s: float, verdict: Verdict = Verdict.OK) -> Link:
+    seen = LinkMeasurement(verdict, a_to_b_bytes_per_s=bytes_per_s, b_to_a_bytes_per_s=2 * bytes_per_s, latency_s=1e-5)
+    return Link(a, b, None, measured=seen)
+
+
+def host(name: str, *links: Link, card: str = "NVIDIA L40S") -> Host:
+    uuids = dict.fromkeys(uuid for link in links for uuid in (link.a, link.b))
+    return Host(name, tuple(Gpu(uuid, index, card) for index, uuid in enumerate(uuids)), links)
+
+
+def test_the_link_is_that_of_the_best_working_pair_of_the_card_on_any_host() -> None:
+    fleet = [
+        host("slow", timed("a", "b", 10e9), timed("a", "c", 40e9, Verdict.BROKEN)),
+        host("fast", timed("d", "e", 21e9), timed("d", "f", 12e9)),
+        host("other", timed("g", "h", 390e9), card="NVIDIA H200"),
+    ]
+    found = measured_link(fleet, need_accelerator("L40S"))
+    assert found is not None
+    assert (found.bytes_per_s, found.source) == (21e9, "measured on the best pair of fast")
+    assert measured_link(fleet, need_accelerator("H100")) is None
+
+
+def test_the_guide_counts_the_recordings_gpus_and_its_measured_links() -> None:
+    asked = ("--suggest", "builtin:llama-3-70b-shape")
+    here = json.loads(run(*asked, *on("h200-x4-real"), "--json").stdout)
+    anywhere = json.loads(run(*asked, "--gpu", "H200", "--json").stdout)
+    assert (here["gpu"], here["link"]) == ("H200-SXM", "measured on the best pair of vm")
+    assert anywhere["link"].startswith("assumed")
+
+    def on_two(guide: dict[str, Any]) -> list[float]:
+        return [item["output_tokens_per_s_ceiling"] for item in guide["options"] if item["fits"] and item["gpus"] == 2]
+
+    assert on_two(here)
+    assert on_two(here) != on_two(anywhere)
+    alone = json.loads(run(*asked, *on("one-gpu"), "--json").stdout)
+    assert {option["gpus"] for option in alone["options"]} == {1}
+    assert alone["reason"] == "nothing up to 1 GPUs holds 8 sequences"
+
+
+def test_the_guide_is_for_the_context_that_is_asked_for() -> None:
+    asked = ("--suggest", "builtin:llama-3-8b-shape", "--gpu", "L40S", "--json")
+    short, usual = (json.loads(run(*asked, *more).stdout) for more in (("--max-model-len", "2048"), ()))
+    assert (short["max_model_len"], usual["max_model_len"]) == (2048, 4096)
+    assert short["options"][0]["full_contexts"] == pytest.approx(2 * usual["options"][0]["full_contexts"], abs=1)
+
+
+def test_the_guide_of_a_quantized_checkpoint_has_its_format_alone(tmp_path: Path) -> None:
+    of_meta = checkpoint(tmp_path, {"quant_method": "fbgemm_fp8"})
+    data = json.loads(run("--suggest", of_meta, "--gpu", "L40S", "--json").stdout)
+    assert {option["format"] for option in data["options"]} == {"fbgemm_fp8"}
+    assert data["best"]["gpus"] == 1
+    with pytest.raises(UsageError, match=f"--suggest {tmp_path}: quantization: 'mxfp4' cannot be sized"):
+        run("--suggest", checkpoint(tmp_path, {"quant_method": "mxfp4"}), "--gpu", "L40S")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +383,27 @@ def test_the_guide_reads_a_config_json_file(tmp_path: Path) -> None:
         pytest.param(("--suggest", "builtin:llama-3-8b-shape", "--gpu", "L50"), "'L50'", id="an unknown card"),
         pytest.param(("--suggest", "/absent", "--gpu", "L40S"), "/absent: no readable config.json", id="no model"),
         pytest.param((str(MIXED), "--gpu", "L40S"), "--gpu L40S goes with --suggest", id="a card beside a config"),
+        pytest.param(
+            (str(MIXED), "--max-model-len", "9"), "--max-model-len 9 goes with", id="a length beside a config"
+        ),
+        pytest.param(
+            ("--suggest", "builtin:llama-3-8b-shape", "--gpu", "L40S", "--max-model-len", "9000"),
+            "--max-model-len 9000: builtin:llama-3-8b-shape has 8,192 positions",
+            id="a length beyond the positions",
+        ),
+        pytest.param(
+            ("--suggest", "builtin:llama-3-8b-shape", "--gpu", "L40S", *on("h200-x4-real")),
+            "--gpu L40S: is on none of the hosts of --from (NVIDIA H200)",
+            id="a guide for a card that the recording lacks",
+        ),
+        pytest.param(
+            ("--suggest", "builtin:llama-3-8b-shape", *on("none")), "(the hosts have no GPU)", id="a guide without GPUs"
+        ),
+        pytest.param(
+            (str(MIXED), *on("one-gpu"), *on("l40s-x8-plx"), *on("one-gpu")),
+            "host single is there more than once",
+            id="a recording twice",
+        ),
     ],
 )
 def test_wrong_use(arguments: tuple[str, ...], part: str) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from raylane.autoscaling.lab.choices import PLANS, check_choice, narrowed, plan_file
+from raylane.autoscaling.lab.choices import PLANS, check_choice, narrowed, plan_file, swept
 from raylane.autoscaling.lab.plan import TRACES_VARIABLE, PolicyChoice, ReplayPlan
 from raylane.autoscaling.lab.replay import replay
-from raylane.autoscaling.rules.registry import RULES
+from raylane.autoscaling.rules.registry import RULES, build_rule
 from raylane.cli.main import main
 from raylane.cluster.errors import UsageError
 
@@ -79,6 +79,8 @@ def test_a_tiny_plan_prints_a_simulated_table_and_writes_its_files(
     assert [name for name in lines if name in ("slo", "knative", "static", "oracle")] == [*chosen[3::2]]
     assert lines["static"][1:4] == ["0.1", "100.0", "%"]  # one GPU for 5 minutes
     assert "static, seed 1: 1 x m" in printed
+    assert lines["oracle"][-2:] == ["+0.0", "+0.0"]
+    assert "regret: GPU-hours beyond the oracle's" in printed
     assert sorted(path.name for path in out.iterdir()) == [
         *("pareto.svg", "replicas-calm.svg", "results.csv", "results.json"),
     ]
@@ -89,6 +91,14 @@ def test_a_tiny_plan_prints_a_simulated_table_and_writes_its_files(
         assert [(row["policy"], row["rule"], row["seed"]) for row in csv.DictReader(file)] == [
             *(("slo", "slo", "1"), ("knative", "kpa", "1"), ("static", "static", "1"), ("oracle", "oracle", "1")),
         ]
+    with (out / "results.csv").open(encoding="utf-8") as file:
+        rows = {row["policy"]: row for row in csv.DictReader(file)}
+    runs = {run["policy"]: run for run in found["runs"]}
+    for name in ("slo", "knative", "static"):
+        beyond = runs[name]["outcome"]["gpu_hours"] - runs["oracle"]["outcome"]["gpu_hours"]
+        assert runs[name]["regret_gpu_hours"] == pytest.approx(beyond, abs=1e-6)
+        assert found["means"]["calm"][name]["regret_gpu_hours"] == runs[name]["regret_gpu_hours"]
+        assert float(rows[name]["regret_points"]) == runs[name]["regret_points"]
     assert ">SIMULATED: calm, seed 1</text>" in (out / "replicas-calm.svg").read_text(encoding="utf-8")
 
 
@@ -102,6 +112,37 @@ def test_json_alone_is_on_stdout_and_knobs_reach_the_policies_that_have_them(
         *(("slo", 2, {"burst_margin": 3}), ("knative", 2, {})),
     ]
     assert all(each["outcome"]["models"][0]["name"] == "m" for each in runs)
+
+
+def test_a_sweep_is_one_curve_for_each_policy_and_leaves_bounds_alone(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    chosen = ("--policy", "knative", "--policy", "static", "--knob", "target_share=0.4", "--sweep")
+    assert run(monkeypatch, plan, "--scenario", "calm", *chosen, "--seeds", 1, "--workers", 1, "--out", out) == 0
+    assert "knative target_share=0.85" in capsys.readouterr().out
+    runs = json.loads((out / "results.json").read_text(encoding="utf-8"))["runs"]
+    assert [run["policy"] for run in runs if run["curve"] == "static"] == ["static"]
+    settings = [run["knobs"]["target_share"] for run in runs if run["curve"] == "knative"]
+    assert settings[0] == 0.4
+    assert sorted(settings) == sorted(RULES["kpa"].sweep)
+    assert all(run["regret_gpu_hours"] is None for run in runs)
+    drawn = (out / "replicas-calm.svg").read_text(encoding="utf-8")
+    assert drawn.count("knative") == 1
+    assert (out / "pareto.svg").read_text(encoding="utf-8").count(">knative</text>") == 1
+
+
+@pytest.mark.parametrize("rule", [*RULES, "oracle", "static"])
+def test_a_sweep_begins_with_the_setting_asked_for_and_runs_no_setting_twice(rule: str) -> None:
+    own = PolicyChoice(rule=rule, label="mine")
+    found = swept(own)
+    assert found[0] == own
+    assert {choice.line for choice in found} == {"mine"}
+    if rule in RULES:
+        entry = RULES[rule]
+        levels = [getattr(build_rule(rule, **choice.knobs), entry.knob) for choice in found]
+        assert len(levels) == len(set(levels))
+        assert set(levels) >= set(entry.sweep)
 
 
 @pytest.mark.parametrize(

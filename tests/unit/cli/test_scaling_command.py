@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raylane.autoscaling.idle import IdleReplica
+from raylane.autoscaling.idle import IdleHost, IdleReplica
 from raylane.autoscaling.scaler_status import Change, ModelStatus, ScalerStatus
 from raylane.cli.scaling import show
 
@@ -46,6 +46,11 @@ def shown(status: ScalerStatus) -> str:
             replace(STATUS, idle=(IdleReplica("r1", "m", "h", ("g",), 25.0, 50.0, "under 10% for 25.0 h, $50.00"),)),
             "idle: m r1: under 10% for 25.0 h, $50.00",
             id="idle replicas with their cost",
+        ),
+        pytest.param(
+            replace(STATUS, idle_hosts=(IdleHost("10.0.0.9", 4, 25.0, None, "no replica on any of 4 GPUs"),)),
+            "idle: host 10.0.0.9: no replica on any of 4 GPUs",
+            id="idle hosts",
         ),
     ],
 )

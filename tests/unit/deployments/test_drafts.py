@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylane.cluster.catalog import need_accelerator
+from raylane.cluster.errors import UsageError
 from raylane.deployments.builtin import CONFIGS, llama_config
+from raylane.deployments.config import ModelConfig
 from raylane.deployments.drafts import with_draft
+from raylane.deployments.engine_settings import engine_settings
 from raylane.deployments.fit import EngineSettings, Fits, Refusal, check
 from raylane.deployments.model_facts import ModelFacts, model_facts
 
@@ -91,6 +94,20 @@ def test_a_draft_can_be_what_makes_a_model_too_large() -> None:
     refused = check(BIG, L40S, with_draft(asked, {**FIVE, "model": "org/draft"}, BIG))
     assert isinstance(refused, Refusal)
     assert "draft model included" in refused.reason
+
+
+@pytest.mark.parametrize("source", ["builtin:llama-3-8b-shape", "org/target"])
+def test_settings_of_a_model_have_its_draft(source: str) -> None:
+    engine = {"max_num_seqs": 16, "speculative": {**FIVE, "model": "org/draft"}}
+    model = ModelConfig.from_data({"source": source, "engine": engine}, "test")
+    found = engine_settings(model, TARGET)
+    assert found.draft is not None
+    assert (found.draft.parameters, found.speculative_tokens) == (TARGET.parameters // 4, 5)
+    if source.startswith("builtin:"):
+        assert engine_settings(model) == found
+    else:
+        with pytest.raises(UsageError, match="org/target: no readable config"):
+            engine_settings(model)
 
 
 @settings(max_examples=60, derandomize=True)

@@ -181,6 +181,19 @@ def test_kv_heads_are_repeated_over_more_gpus_than_heads() -> None:
     assert one.kv_bytes_per_token == two.kv_bytes_per_token
 
 
+@pytest.mark.parametrize(
+    ("card", "offered"),
+    [
+        pytest.param("H100-SXM", True, id="Hopper"),
+        pytest.param("A100-80GB-SXM", False, id="Ampere has no FP8"),
+    ],
+)
+def test_an_8_bit_cache_is_offered_where_the_card_has_fp8(card: str, offered: bool) -> None:
+    long = replace(LLAMA_70B, max_position_embeddings=131_072)
+    found = refused(long, EngineSettings(quantization="awq", gpu_memory_utilization=0.95), need_accelerator(card))
+    assert any("kv_cache_dtype fp8" in item.change for item in found.nearest) is offered
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     facts=st.sampled_from([LLAMA_8B, LLAMA_70B, llama(5120, 13824, 40, 40, 40)]),

@@ -1,4 +1,8 @@
-"""Requests that wait for a replica: order, limits, clients that leave, engines that die and come back."""
+"""Requests that wait for a replica: order, limits, clients that leave, engines that die and come back.
+
+Tests that take `engines` run against the fake engine and against raylane's simulator server process. The fake one alone
+serves those that need a first byte at a given time, or a broken connection; the others ask no engine at all.
+"""
 
 import asyncio
 import json
@@ -6,13 +10,14 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 from fake_engine import FakeEngine, serving
+from simulated_engine import SimulatedEngine, simulators, tapped, turn
 
 from raylane.deployments.gateway import asked, holding, upstream
 from raylane.deployments.gateway import relay as relay_module
@@ -23,6 +28,9 @@ from raylane.deployments.gateway.worker import build_app
 from raylane.deployments.reports import Endpoint, ModelTraffic, Table
 
 KEY = "key"
+HELLO = {"prompt": "hello", "max_tokens": 1}
+Engine = FakeEngine | SimulatedEngine
+Engines = Callable[[int], AbstractAsyncContextManager[list[Engine]]]
 
 
 class Front:
@@ -35,14 +43,14 @@ class Front:
         self._session = session
         self._version = 0
 
-    def ready(self, *engines: FakeEngine, models: tuple[str, ...] = ("m",)) -> None:
+    def ready(self, *engines: Engine, models: tuple[str, ...] = ("m",)) -> None:
         """These engines, and no others, are the replicas of model m."""
         self._version += 1
         endpoints = tuple(Endpoint(f"r{engine.port}", "m", engine.url, KEY, 0) for engine in engines)
         self.relay.apply(Table("e", self._version, True, models, endpoints))
 
     async def post(self, model: str = "m", **body: Any) -> "Reply":
-        async with self._session.post(self.url, json={"model": model, **body}) as answer:
+        async with self._session.post(self.url, json={**HELLO, "model": model, **body}) as answer:
             return Reply(answer.status, dict(answer.headers), await answer.read())
 
     async def held(self, count: int, **body: Any) -> list["asyncio.Task[Reply]"]:
@@ -88,6 +96,32 @@ async def front(timeout_s: float = 5.0, requests: int = 100) -> AsyncIterator[Fr
         await runner.cleanup()
 
 
+@pytest.fixture(scope="module")
+def simulator_ports() -> Iterator[tuple[int, ...]]:
+    """Two simulator processes, started for the first test that asks for them."""
+    with simulators(2, KEY, "m") as ports:
+        yield ports
+
+
+@pytest.fixture(params=["stub", "simulator"])
+def engines(request: pytest.FixtureRequest) -> Engines:
+    """Makes so many engines; beyond two, simulated ones are further addresses of the same two processes."""
+
+    @asynccontextmanager
+    async def some(count: int) -> AsyncIterator[list[Engine]]:
+        ports = request.getfixturevalue("simulator_ports") if request.param == "simulator" else None
+        async with AsyncExitStack() as stack:
+            kinds = [serving(KEY) if ports is None else tapped(ports[i % len(ports)]) for i in range(count)]
+            yield [await stack.enter_async_context(kind) for kind in kinds]
+
+    return some
+
+
+def late(seconds: float) -> dict[str, Any]:
+    """Keys of a request for a whole reply, of which there is no byte before so many seconds."""
+    return {**turn(1, seconds), "fake": {"first_s": seconds}}
+
+
 async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
     deadline_s = time.monotonic() + within_s
     while not condition():
@@ -95,13 +129,16 @@ async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
         await asyncio.sleep(0.01)
 
 
-def numbers(engine: FakeEngine) -> list[int]:
-    return [json.loads(seen.body)["number"] for seen in engine.seen]
+def numbers(engine: Engine) -> list[int]:
+    """The requests in the order in which their connections came."""
+    return [json.loads(seen.body)["number"] for seen in sorted(engine.seen, key=lambda seen: seen.connection)]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole replies", "streams"])
-async def test_requests_that_waited_go_to_the_first_ready_replica_in_order_of_arrival(stream: bool) -> None:
-    async with front() as made, serving(KEY) as engine:
+async def test_requests_that_waited_go_to_the_first_ready_replica_in_order_of_arrival(
+    engines: Engines, stream: bool
+) -> None:
+    async with front() as made, engines(1) as (engine,):
         waiting = await made.held(8, stream=stream)
         assert engine.seen == []
         made.ready(engine)
@@ -113,9 +150,9 @@ async def test_requests_that_waited_go_to_the_first_ready_replica_in_order_of_ar
         assert made.begun == ["m"]
 
 
-async def test_they_spread_over_the_replicas_that_are_ready() -> None:
-    async with front() as made, serving(KEY) as one, serving(KEY) as two:
-        waiting = await made.held(6, fake={"first_s": 0.2})
+async def test_they_spread_over_the_replicas_that_are_ready(engines: Engines) -> None:
+    async with front() as made, engines(2) as (one, two):
+        waiting = await made.held(6, **late(0.2))
         made.ready(one, two)
         assert {reply.status for reply in await asyncio.gather(*waiting)} == {200}
         assert (numbers(one), numbers(two)) in (([0, 2, 4], [1, 3, 5]), ([1, 3, 5], [0, 2, 4]))
@@ -146,8 +183,8 @@ async def test_with_a_timeout_of_zero_nobody_waits() -> None:
         assert (reply.status, made.begun) == (503, [])
 
 
-async def test_one_more_than_may_wait_is_refused_at_once_and_the_others_wait_on() -> None:
-    async with front(requests=2) as made, serving(KEY) as engine:
+async def test_one_more_than_may_wait_is_refused_at_once_and_the_others_wait_on(engines: Engines) -> None:
+    async with front(requests=2) as made, engines(1) as (engine,):
         waiting = await made.held(2)
         reply = await asyncio.wait_for(made.post(), 1.0)
         assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
@@ -156,21 +193,21 @@ async def test_one_more_than_may_wait_is_refused_at_once_and_the_others_wait_on(
         assert [one.status for one in await asyncio.gather(*waiting)] == [200, 200]
 
 
-async def test_large_bodies_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_large_bodies_cannot_fill_the_memory(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holding, "MOST_BYTES", 3 << 20)
-    async with front() as made, serving(KEY) as engine:
-        waiting = await made.held(2, prompt="x" * (1 << 20))
-        assert (await asyncio.wait_for(made.post(prompt="x" * (1 << 20)), 2.0)).status == 503
+    async with front() as made, engines(1) as (engine,):
+        waiting = await made.held(2, user="x" * (1 << 20))
+        assert (await asyncio.wait_for(made.post(user="x" * (1 << 20)), 2.0)).status == 503
         made.ready(engine)
         assert [one.status for one in await asyncio.gather(*waiting)] == [200, 200]
         made.ready()
-        waiting = await made.held(2, prompt="x" * (1 << 20))  # what has left takes no room
+        waiting = await made.held(2, user="x" * (1 << 20))  # what has left takes no room
         made.ready(engine)
         assert [one.status for one in await asyncio.gather(*waiting)] == [200, 200]
 
 
-async def test_a_client_that_leaves_frees_its_place() -> None:
-    async with front(requests=1) as made, serving(KEY) as engine:
+async def test_a_client_that_leaves_frees_its_place(engines: Engines) -> None:
+    async with front(requests=1) as made, engines(1) as (engine,):
         (waiting,) = await made.held(1)
         waiting.cancel()
         await until(lambda: made.traffic.held == 0)
@@ -215,19 +252,19 @@ async def test_gauges_tell_how_many_wait_and_how_long() -> None:
 # Engines that die and come back.
 
 
-async def test_the_restart_of_a_models_only_replica_costs_nobody_an_error() -> None:
-    async with front() as made, serving(KEY) as before, serving(KEY) as after:
+async def test_the_restart_of_a_models_only_replica_costs_nobody_an_error(engines: Engines) -> None:
+    async with front() as made, engines(2) as (before, after):
         made.ready(before)
-        begun = [asyncio.create_task(made.post(fake={"first_s": 1.0})) for _ in range(3)]  # none has a first byte
+        begun = [asyncio.create_task(made.post(**late(1.0))) for _ in range(3)]  # none has a first byte
         await until(lambda: before.running == 3)
         await before.stop()
-        late = [asyncio.create_task(made.post()) for _ in range(3)]  # still listed
+        after_it = [asyncio.create_task(made.post()) for _ in range(3)]  # still listed
         await until(lambda: made.traffic.held == 6)
         made.ready()
-        late.append(asyncio.create_task(made.post()))
+        after_it.append(asyncio.create_task(made.post()))
         await until(lambda: made.traffic.held == 7)
         made.ready(after)
-        assert [reply.status for reply in await asyncio.gather(*begun, *late)] == [200] * 7
+        assert [reply.status for reply in await asyncio.gather(*begun, *after_it)] == [200] * 7
         assert made.traffic == ModelTraffic(received=7, admitted=7, completed=7)
 
 
@@ -240,10 +277,10 @@ async def test_a_request_that_breaks_a_living_engine_is_an_error_at_once() -> No
 
 
 async def test_a_replica_that_stays_listed_and_cannot_be_reached_is_an_error_in_the_end(
-    monkeypatch: pytest.MonkeyPatch,
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay_module, "LISTED_FOR_S", 0.5)
-    async with front() as made, serving(KEY) as engine:
+    async with front() as made, engines(1) as (engine,):
         made.ready(engine)
         await engine.stop()
         began_s = time.monotonic()
@@ -252,18 +289,18 @@ async def test_a_replica_that_stays_listed_and_cannot_be_reached_is_an_error_in_
         assert 0.45 < time.monotonic() - began_s < 2.5
 
 
-async def test_a_replica_that_can_be_reached_again_gets_what_waited_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replica_that_can_be_reached_again_gets_what_waited_for_it(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(asked, "AVOIDED_FOR_S", 0.2)
     monkeypatch.setattr(relay_module, "LOOK_AGAIN_S", 0.1)
-    async with front() as made, serving(KEY) as engine:
+    async with front() as made, engines(1) as (engine,):
         made.ready(engine)
         await engine.stop()
         waiting = [asyncio.create_task(made.post()) for _ in range(5)]
         await until(lambda: made.traffic.held == 5)
-        back = FakeEngine(KEY)
-        await back.listen(port=engine.port)
+        await engine.listen(port=engine.port)
         assert [reply.status for reply in await asyncio.gather(*waiting)] == [200] * 5
-        await back.stop()
 
 
 async def test_an_engine_with_a_full_accept_queue_answers_everybody_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,24 +357,24 @@ def knocks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def test_a_replica_that_could_not_be_reached_is_left_alone_for_a_while(
-    monkeypatch: pytest.MonkeyPatch, knocks: list[str]
+    engines: Engines, monkeypatch: pytest.MonkeyPatch, knocks: list[str]
 ) -> None:
-    monkeypatch.setattr(asked, "AVOIDED_FOR_S", 0.5)
-    async with front() as made, serving(KEY) as dead, serving(KEY) as alive:
+    monkeypatch.setattr(asked, "AVOIDED_FOR_S", 1.5)
+    async with front() as made, engines(2) as (dead, alive):
         await dead.stop()
         made.ready(dead, alive)
         assert [(await made.post()).status for _ in range(10)] == [200] * 10
         assert knocks.count(dead.url) == 1
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(1.6)
         assert [(await made.post()).status for _ in range(4)] == [200] * 4
         assert knocks.count(dead.url) == 2
 
 
-async def test_any_number_of_vanished_replicas_leaves_the_living_one(knocks: list[str]) -> None:
-    async with front() as made, serving(KEY) as a, serving(KEY) as b, serving(KEY) as c, serving(KEY) as alive:
-        for engine in (a, b, c):
+async def test_any_number_of_vanished_replicas_leaves_the_living_one(engines: Engines, knocks: list[str]) -> None:
+    async with front() as made, engines(4) as (*gone, alive):
+        for engine in gone:
             await engine.stop()
-        made.ready(a, b, c, alive)
+        made.ready(*gone, alive)
         assert [(await made.post()).status for _ in range(8)] == [200] * 8
         assert len(knocks) == 4
 

@@ -1,6 +1,8 @@
 """A replica's host on a recording: moving its lease, GPUs that others use, the CPUs next to its GPUs."""
 
+import fcntl
 import os
+import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from raylane.cluster.errors import FailedError
+from raylane.cluster.held_gpus import GpuProcesses, HeldGpu
 from raylane.cluster.hosts import Host
 from raylane.cluster.leases import holders, runtime_folder
 from raylane.cluster.recording import load_recording
@@ -69,6 +72,41 @@ def test_the_engines_own_processes_do_not_keep_it_from_moving_and_those_of_other
             host.check_move(lease, uuids(hardware, 1, 2))
         with pytest.raises(FailedError, match="4711"):
             host.lease_elsewhere(lease, uuids(hardware, 1, 2))
+
+
+def test_foreign_processes_are_read_in_the_replicas_turn(hardware: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that came while the replica waited for its turn counts, one that went does not."""
+    in_turn = []
+
+    def read_now() -> tuple[GpuProcesses, ...]:
+        with (runtime_folder() / "choosing.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                in_turn.append(True)
+        pids = {0: frozenset({4711}), 2: None}
+        return tuple(GpuProcesses(HeldGpu(gpu.uuid, None), pids.get(gpu.index, frozenset())) for gpu in hardware.gpus)
+
+    before = with_processes(hardware, {2: (4712,), 4: (4713,)})
+    monkeypatch.setattr(host_module, "read_hardware", lambda folder: before)
+    monkeypatch.setattr(host_module, "read_gpu_processes", read_now)
+    with closing(GpuHost("m one", "127.0.0.1", 2).lease()) as lease:
+        assert in_turn == [True]
+        assert lease.choice.uuids == uuids(hardware, 4, 5)
+    with pytest.raises(FailedError) as error:
+        GpuHost("m one", "127.0.0.1", 8).lease()
+    for index, pid in ((0, 4711), (2, 4712)):
+        assert f"{uuids(hardware, index)[0]} by process {pid}" in str(error.value)
+    assert "4713" not in str(error.value)
+
+
+def test_a_runtime_folder_that_went_away_is_a_failure_of_the_replica(hardware: Host) -> None:
+    gpu_host, cpu_host = GpuHost("m one", "127.0.0.1", 2), CpuHost("m two", "127.0.0.1")
+    with closing(gpu_host.lease()) as lease:
+        shutil.rmtree(runtime_folder())
+        for failing in (gpu_host.lease, cpu_host.lease, lambda: gpu_host.check_move(lease, None)):
+            with pytest.raises(FailedError, match="cannot be used: No such file or directory"):
+                failing()
 
 
 def test_gpus_that_another_replica_leases_are_not_moved_to(hardware: Host) -> None:

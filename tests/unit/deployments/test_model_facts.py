@@ -1,11 +1,15 @@
 """Parameter counts from config.json against the published ones."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raylane.cluster.errors import UsageError
 from raylane.deployments.model_facts import checkpoint_quantization, model_facts
+from raylane.deployments.simulator.build import read_model_config
+from raylane.deployments.weights import weight_bytes
 
 
 def shape(
@@ -29,6 +33,7 @@ def compressed(bits: int, kind: str) -> dict[str, Any]:
 
 
 TIED = {"tie_word_embeddings": True}
+LLAMA = shape("llama", 4096, 14336, 32, 32, 8, 128256)
 MIXTRAL = shape("mixtral", 4096, 14336, 32, 32, 8, 32000, num_local_experts=8, num_experts_per_tok=2)
 QWEN3_MOE = shape(
     "qwen3_moe", 2048, 6144, 48, 32, 4, 151936, head_dim=128, num_experts=128, num_experts_per_tok=8,
@@ -127,6 +132,10 @@ def test_qwen_without_its_window_in_use_has_no_note() -> None:
         pytest.param({"quant_method": "awq", "bits": 4, "group_size": 128}, "awq", id="AWQ"),
         pytest.param({"quant_method": "gptq", "bits": 8}, "int8", id="GPTQ with 8 bits"),
         pytest.param({"quant_method": "fp8"}, "fp8", id="FP8"),
+        pytest.param({"quant_method": "gptq", "bits": 4}, "gptq", id="GPTQ"),
+        pytest.param({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes", id="bitsandbytes, 4 bits"),
+        pytest.param({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8", id="bitsandbytes, 8 bits"),
+        pytest.param({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8", id="ModelOpt FP8"),
         pytest.param(
             compressed(8, "int"),
             "int8",
@@ -146,6 +155,58 @@ def test_qwen_without_its_window_in_use_has_no_note() -> None:
 )
 def test_quantization_declared_by_the_checkpoint(declared: dict[str, Any] | None, expected: str | None) -> None:
     assert checkpoint_quantization({"quantization_config": declared}) == expected
+
+
+@pytest.mark.parametrize(
+    ("declared", "name"),
+    [
+        pytest.param({"quant_method": "gptq", "bits": 3}, "3-bit gptq", id="GPTQ with 3 bits"),
+        pytest.param({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4", id="4-bit floats"),
+        pytest.param({"quant_method": "modelopt"}, "modelopt without quant_algo", id="ModelOpt that says nothing"),
+        pytest.param(compressed(4, "float"), "compressed-tensors (4-bit float)", id="compressed 4-bit floats"),
+        pytest.param(compressed(2, "int"), "compressed-tensors (2-bit int)", id="compressed 2-bit integers"),
+        pytest.param(
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {
+                    "attention": {"weights": {"num_bits": 8, "type": "float"}},
+                    "mlp": {"weights": {"num_bits": 4, "type": "int"}},
+                },
+            },
+            "compressed-tensors (4-bit int and 8-bit float)",
+            id="two formats",
+        ),
+        pytest.param({"quant_method": "compressed-tensors"}, "compressed-tensors (no weights named)", id="no groups"),
+        pytest.param({"quant_method": "mxfp4"}, "mxfp4", id="a method not known here"),
+    ],
+)
+def test_bits_that_are_not_known_are_refused_and_not_taken_for_others(declared: dict[str, Any], name: str) -> None:
+    facts = model_facts({**LLAMA, "quantization_config": declared})
+    with pytest.raises(UsageError) as caught:
+        weight_bytes(facts, facts.quantization)
+    assert str(caught.value).startswith(f"quantization: '{name}' cannot be sized")
+
+
+@pytest.mark.parametrize("named", [None, "bitsandbytes"])
+def test_eight_bits_of_bitsandbytes_take_a_byte(named: str | None) -> None:
+    declared = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}
+    facts = model_facts({**LLAMA, "quantization_config": declared})
+    assert weight_bytes(facts, named) == pytest.approx(9.08e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        pytest.param({"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None}}, "fp8", id="FP8"),
+        pytest.param({"quantization": {"quant_algo": "NVFP4"}}, "modelopt NVFP4", id="4-bit floats"),
+    ],
+)
+def test_a_format_named_beside_the_config_json_counts(tmp_path: Path, file: dict[str, Any], expected: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(file))
+    assert model_facts(read_model_config(str(tmp_path))).quantization == expected
+    (tmp_path / "other.json").write_text(json.dumps(LLAMA))
+    assert model_facts(read_model_config(str(tmp_path / "other.json"))).quantization is None
 
 
 @pytest.mark.parametrize(

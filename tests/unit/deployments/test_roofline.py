@@ -158,4 +158,24 @@ def test_tensor_against_pipeline_parallelism(link: Link, input_tokens: int, outp
 def test_a_split_that_does_not_fit_is_named() -> None:
     found = compare_parallelism(LLAMA_70B, L40S, PLAIN, PCIE)
     assert found.better is None
-    assert found.reason == "neither split fits"
+    assert found.reason == "no split fits"
+
+
+@pytest.mark.parametrize(
+    ("tensor_parallel", "pipeline_parallel", "names"),
+    [
+        pytest.param(2, 2, ["TP=4", "PP=4", "TP=2 PP=2"], id="both at once is compared too"),
+        pytest.param(4, 1, ["TP=4", "PP=4"], id="a pure split stands there already"),
+        pytest.param(1, 4, ["TP=4", "PP=4"], id="stages alone stand there already"),
+    ],
+)
+def test_the_configured_split_is_among_those_compared(
+    tensor_parallel: int, pipeline_parallel: int, names: list[str]
+) -> None:
+    asked = EngineSettings("auto", "awq", tensor_parallel=tensor_parallel, pipeline_parallel=pipeline_parallel)
+    found = compare_parallelism(LLAMA_70B, L40S, asked, PCIE, gpus=4)
+    assert [split.name for split in found.splits] == names
+    rates = {split.name: split.ceiling.output_tokens_per_s for split in found.splits if split.ceiling}
+    best, second = sorted(rates, key=lambda name: -rates[name])[:2]
+    assert found.better == best
+    assert f"the tokens of {second} over" in found.reason

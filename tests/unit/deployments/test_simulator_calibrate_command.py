@@ -13,7 +13,7 @@ from raylane.benchmarks.results import CaseResult, Estimate, RunResults, StreamR
 from raylane.benchmarks.run_folder import Run
 from raylane.cli.calibrate import calibrate_command, rows_of_runs
 from raylane.cluster.errors import UsageError
-from raylane.deployments.simulator.calibration import H200_ROWS
+from raylane.deployments.simulator.calibration import H200_ROWS, calibrate, read_rows
 from raylane.deployments.simulator.constants import ConstantsFile
 
 BASE = {"model": "builtin:llama-3-8b-shape", "gpu": "L40S"}
@@ -36,7 +36,7 @@ def result(case: str, *, valid: bool = True) -> CaseResult:
     )  # fmt: skip
 
 
-def run(*, simulated: bool = False, invalid: str = "") -> Run:
+def run(*, simulated: bool = False, invalid: str = "", run_id: str = "r1") -> Run:
     loads: dict[str, dict[str, Any]] = {
         "c4": {"shape": "concurrency", "concurrency": 4},
         "c1": {"shape": "concurrency", "concurrency": 1},
@@ -53,7 +53,7 @@ def run(*, simulated: bool = False, invalid: str = "") -> Run:
     ]
     plan = BenchmarkPlan.from_data({"name": "sweep", "base_url": "http://x", "cases": cases}, "test")
     found = RunResults(
-        run_id="r1",
+        run_id=run_id,
         plan_name="sweep",
         started_at="2026-01-01T00:00:00Z",
         complete=True,
@@ -61,7 +61,7 @@ def run(*, simulated: bool = False, invalid: str = "") -> Run:
         cases=tuple(result(name, valid=name != invalid) for name in loads),
     )
     empty = pd.DataFrame()
-    return Run(Path("r1"), plan, {}, {}, found, empty, empty, empty)
+    return Run(Path(run_id), plan, {}, {}, found, empty, empty, empty)
 
 
 def test_closed_loop_cases_become_rows_every_other_one_held_out() -> None:
@@ -89,9 +89,42 @@ def test_a_case_that_is_not_there_is_named() -> None:
         rows_of_runs([run()], BASE, ["r1/c99"])
 
 
+def test_repeats_of_a_load_are_fitted_or_held_out_together() -> None:
+    rows = rows_of_runs([run(), run(run_id="r2")], BASE, None)
+    assert [(row.concurrency, row.use) for row in rows] == [
+        *[(1, "fit"), (1, "fit")],
+        *[(4, "held out"), (4, "held out")],
+        *[(16, "fit"), (16, "fit")],
+    ]
+
+
+def test_the_same_run_twice_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"r1/c1'.*more than once"):
+        calibrate(rows_of_runs([run(), run()], BASE, None))
+
+
+def test_runs_and_rows_of_different_gpus_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"one GPU.*H200-SXM, L40S"):
+        calibrate([*read_rows([H200_ROWS]), *rows_of_runs([run()], BASE, None)])
+
+
 def test_run_folders_need_a_model_and_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--model and --gpu"):
         calibrate_command([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("run", "out", "words"),
+    [
+        pytest.param("nowhere", None, "nowhere: no such file or folder", id="nothing to read"),
+        pytest.param("rows.yaml", "no/such/dir.yaml", r"--out .*no folder .*no/such$", id="no folder for the result"),
+        pytest.param("rows.yaml", ".", "--out .*is a folder", id="a folder as the result"),
+    ],
+)
+def test_paths_are_checked_before_the_fit(tmp_path: Path, run: str, out: str | None, words: str) -> None:
+    (tmp_path / "rows.yaml").write_text("rows: [not, looked, at]")
+    with pytest.raises(UsageError, match=words):
+        calibrate_command([tmp_path / run], out=None if out is None else tmp_path / out)
 
 
 def test_constants_are_written_in_the_simulators_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,7 +128,7 @@ def row_text(**changes: str) -> str:
         "source": "test",
         **changes,
     }
-    return "- {" + ", ".join(f"{key}: {value}" for key, value in values.items() if value) + "}\n"
+    return "\n- {" + ", ".join(f"{key}: {value}" for key, value in values.items() if value) + "}"
 
 
 @pytest.mark.parametrize(
@@ -138,18 +138,24 @@ def row_text(**changes: str) -> str:
         pytest.param([row_text(), row_text(id="b", gpu="L4")], "L40S.*", id="two kinds of GPU"),
         pytest.param([row_text(tpot_p50_ms="")], "none of ttft_p50_ms", id="nothing measured"),
         pytest.param([row_text(use="maybe")], "use", id="neither fitted nor held out"),
+        pytest.param([" []"], r"rows\.yaml: no rows", id="an empty file"),
     ],
 )
 def test_wrong_rows_are_refused(tmp_path: Path, texts: list[str], words: str) -> None:
     file = tmp_path / "rows.yaml"
-    file.write_text("rows:\n" + "".join(texts))
+    file.write_text("rows:" + "".join(texts))
     with pytest.raises(UsageError, match=words):
-        read_rows([file])
+        calibrate(read_rows([file]))
+
+
+def test_two_names_of_one_gpu_are_one_gpu() -> None:
+    rows = [row if i else row.model_copy(update={"gpu": "H200"}) for i, row in enumerate(read_rows([H200_ROWS]))]
+    assert calibrate(rows).gpu == "H200-SXM"
 
 
 def test_four_constants_need_four_figures(tmp_path: Path) -> None:
     file = tmp_path / "rows.yaml"
-    file.write_text("rows:\n" + row_text())
+    file.write_text("rows:" + row_text())
     with pytest.raises(UsageError, match="at least four"):
         calibrate(MeasuredFile.from_yaml(file).rows)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import statistics
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -214,12 +216,19 @@ async def test_a_client_that_leaves_frees_its_place() -> None:
         assert await metric(base, 'vllm:request_success_total{engine="0",finished_reason="abort"') == 1
 
 
+def catches_term(pid: int) -> bool:
+    """Whether the process has a handler for SIGTERM: Python is up and the program has begun."""
+    caught = re.search(r"SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 async def test_sigterm_ends_it_also_while_loading() -> None:
     with running() as (_, process):
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=5) == 0
     with running("--cold-start-s", "60", wait=False) as (_, process):
-        await asyncio.sleep(1.5)
+        while not catches_term(process.pid):
+            await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=5) == 0
 

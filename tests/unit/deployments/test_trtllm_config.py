@@ -46,6 +46,16 @@ def model(engine: dict[str, Any] | None = None, **keys: Any) -> ModelConfig:
             id="no such key in a block",
         ),
         pytest.param(
+            {"llm_api_options": {"kv_cache_config": 3}},
+            ("llm_api_options.kv_cache_config: 3 is not a mapping",),
+            id="a number where a block belongs",
+        ),
+        pytest.param(
+            {"backend": "tensorrt", "llm_api_options": {"batch_wait_timeout_ms": 50}},
+            ("llm_api_options.batch_wait_timeout_ms", "(tensorrt)"),
+            id="a batching window on the backend without one",
+        ),
+        pytest.param(
             {"llm_api_options": {"kv_cache_config": {"dtype": "fp8"}}},
             ("kv_cache_config.dtype is raylane's to set (kv_cache_dtype)",),
             id="a key that has a setting of its own",

@@ -94,6 +94,11 @@ def test_the_launch_of_a_pair(installed: Path, tmp_path: Path) -> None:
     assert "key" not in " ".join(launch.command)
 
 
+def test_a_batching_window_is_an_option_of_the_file() -> None:
+    engine = TensorRtLlmEngine("tiny", model({"llm_api_options": {"batch_wait_timeout_ms": 50}}), "org/m")
+    assert engine.options()["batch_wait_timeout_ms"] == 50
+
+
 def test_a_folder_is_served_under_the_models_name(installed: Path, tmp_path: Path) -> None:
     source = tmp_path / "weights"
     source.mkdir()

@@ -1,0 +1,181 @@
+"""The sizes that `raylane plan` shows: each model on each kind of GPU the hosts have, and over which links."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raylane.cli.engine_words import in_words_of
+from raylane.cli.sizing import fit_json
+from raylane.cluster.catalog import Accelerator, find_accelerator, need_accelerator, unknown_accelerator_message
+from raylane.cluster.errors import UsageError
+from raylane.cluster.hosts import Host, LinkMeasurement, Verdict
+from raylane.deployments.builtin import PREFIX
+from raylane.deployments.config import ModelConfig, SimulatorConfig
+from raylane.deployments.engine_settings import engine_settings
+from raylane.deployments.fit import Fits, Refusal, fit
+from raylane.deployments.model_facts import ModelFacts, model_facts
+from raylane.deployments.parallelism import Comparison, compare_parallelism
+from raylane.deployments.roofline import Ceiling, Link, assumed_link, ceiling
+from raylane.deployments.simulator.build import read_model_config
+
+INPUT_TOKENS, OUTPUT_TOKENS = 512, 256  # the request that ceilings are given for
+BATCHES = (1, 8, 32, 128)
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """One model on one kind of GPU: memory, ceilings and, for several GPUs, the ways to split it."""
+
+    facts: ModelFacts
+    fit: Fits | Refusal
+    ceilings: tuple[Ceiling, ...] = ()
+    caveats: tuple[str, ...] = ()
+    """What the ceilings leave out or assume: a real engine may be faster for these reasons."""
+    splits: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class ModelSizing:
+    """A model on every kind of GPU the hosts have. `unknown` says why a size could not be computed."""
+
+    on: Mapping[str, Sizing]
+    unknown: tuple[str, ...]
+    hosts: frozenset[str] | None
+    """Hosts whose GPUs are large enough; None when no size is known, so any may be."""
+
+
+def size_model(name: str, model: ModelConfig, hosts: Sequence[Host]) -> ModelSizing:
+    """The model's size on every kind of GPU among the hosts, or why nothing can be said about it."""
+    cards = {gpu.name: find_accelerator(gpu.name) for host in hosts for gpu in host.gpus}
+    playable = {card.name: card for card in cards.values() if card is not None and plays(model, card)}
+    missing = [gpu_name for gpu_name, card in cards.items() if card is None]
+    try:
+        facts = model_facts(read_model_config(config_of(model.source)), name)
+        on = {
+            card.name: size_on(facts, card, model, measured_link(hosts, card), most_gpus(hosts, card))
+            for card in playable.values()
+        }
+    except UsageError as error:
+        return ModelSizing({}, (f"size unknown, only placed: {error}",), hosts_for(model, hosts))
+    if not on and not missing and isinstance(model.engine, SimulatorConfig):
+        raise UsageError(f"models.{name}.engine.gpu: {model.engine.gpu!r} is on none of the hosts ({kinds(hosts)})")
+    large = {gpu_name for gpu_name, card in cards.items() if card and card.name in on and fits(on[card.name])}
+    able = frozenset(host.name for host in hosts if any(gpu.name in {*large, *missing} for gpu in host.gpus))
+    return ModelSizing(on, tuple(unknown_accelerator_message(gpu_name) for gpu_name in missing), able)
+
+
+def fits(sizing: Sizing) -> bool:
+    return isinstance(sizing.fit, Fits)
+
+
+def hosts_for(model: ModelConfig, hosts: Sequence[Host]) -> frozenset[str] | None:
+    """Hosts of a simulated model's card where its size is unknown; None: any."""
+    if not isinstance(model.engine, SimulatorConfig):
+        return None
+    cards = {host.name: [find_accelerator(gpu.name) for gpu in host.gpus] for host in hosts}
+    return frozenset(name for name, found in cards.items() if any(card and plays(model, card) for card in found))
+
+
+def plays(model: ModelConfig, card: Accelerator) -> bool:
+    """False for a simulated engine that behaves like another card than this one."""
+    return not isinstance(model.engine, SimulatorConfig) or need_accelerator(model.engine.gpu).name == card.name
+
+
+def kinds(hosts: Sequence[Host]) -> str:
+    return ", ".join(sorted({gpu.name for host in hosts for gpu in host.gpus})) or "no GPU"
+
+
+def config_of(source: str) -> str:
+    """Where a model's config.json is: a builtin or folder as it is. UsageError for a hub id, which is not looked up."""
+    if source.startswith(PREFIX) or Path(source).exists():
+        return source
+    raise UsageError(f"{source}: no such folder, and hub ids are not looked up; plan with a folder or a builtin shape")
+
+
+def size_on(facts: ModelFacts, card: Accelerator, model: ModelConfig, measured: Link | None, largest: int) -> Sizing:
+    """Memory and ceilings of one replica on this card."""
+    settings, link = engine_settings(model, facts), measured or assumed_link(card)
+    found = in_words_of(model.engine.kind, fit(facts, card, settings, largest_tensor_parallel=largest))
+    if isinstance(found, Refusal):
+        return Sizing(facts, found)
+    most = found.largest_batch(INPUT_TOKENS + OUTPUT_TOKENS)
+    tops = tuple(
+        ceiling(facts, card, settings, batch=batch, input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS, link=link)
+        for batch in (*(size for size in BATCHES if size < most), *((most,) if most else ()))
+    )
+    splits = compare_parallelism(facts, card, settings, link, gpus=model.gpus) if model.gpus > 1 else None
+    speculates = bool(getattr(model.engine, "speculative", None))
+    return Sizing(facts, found, tops, caveats(speculates, model.gpus, measured, link), splits)
+
+
+def caveats(speculates: bool, gpus: int, measured: Link | None, link: Link) -> tuple[str, ...]:
+    """Why a real engine may pass these ceilings."""
+    found = []
+    if speculates:
+        found.append("ceilings leave speculation out: guessed tokens that are right come on top")
+    if gpus > 1 and measured is None:
+        found.append(f"links are not measured ({link.source}): faster ones raise the ceilings, slower ones lower them")
+    return tuple(found)
+
+
+def most_gpus(hosts: Sequence[Host], card: Accelerator) -> int:
+    """GPUs of this kind on the host that has most of them."""
+    names = names_of(hosts, card)
+    return max((sum(gpu.name in names for gpu in host.gpus) for host in hosts), default=1)
+
+
+def names_of(hosts: Sequence[Host], card: Accelerator) -> frozenset[str]:
+    """What the drivers of these hosts call this card; empty where none has it."""
+    found = {name: find_accelerator(name) for name in {gpu.name for host in hosts for gpu in host.gpus}}
+    return frozenset(name for name, known in found.items() if known is not None and known.name == card.name)
+
+
+def measured_link(hosts: Sequence[Host], card: Accelerator) -> Link | None:
+    """What the probe measured on the fastest pair of this card, whichever host it is on; None: nothing was measured."""
+    names, rates = names_of(hosts, card), []
+    for host in hosts:
+        uuids = {gpu.uuid for gpu in host.gpus if gpu.name in names}
+        pairs = [link.measured for link in host.links if link.measured and {link.a, link.b} <= uuids]
+        rates += [(*rate, host.name) for seen in pairs if (rate := pair_rate(seen))]
+    if not rates:
+        return None
+    speed, latency_s, host_name = max(rates, key=lambda rate: (rate[0], -rate[1]))
+    return Link(speed, latency_s, f"measured on the best pair of {host_name}")
+
+
+def pair_rate(seen: LinkMeasurement) -> tuple[float, float] | None:
+    """Bytes per second in the slower direction and latency; None for a broken pair or one that was not timed."""
+    there, back = seen.a_to_b_bytes_per_s, seen.b_to_a_bytes_per_s
+    if seen.verdict is Verdict.BROKEN or there is None or back is None or seen.latency_s is None:
+        return None
+    return min(there, back), seen.latency_s
+
+
+def sizing_data(size: ModelSizing) -> dict[str, Any]:
+    """A model's sizes as plain data."""
+    return {"unknown": list(size.unknown), "on": {card: one_sizing(item) for card, item in size.on.items()}}
+
+
+def one_sizing(item: Sizing) -> dict[str, Any]:
+    best = None if item.splits is None else {"split": item.splits.better, "reason": item.splits.reason}
+    return {
+        "parameters": item.facts.parameters,
+        **fit_json(item.fit),
+        "ceilings": [ceiling_data(top) for top in item.ceilings],
+        "caveats": list(item.caveats),
+        "better_split": best,
+    }
+
+
+def ceiling_data(top: Ceiling) -> dict[str, Any]:
+    return {
+        "batch": top.batch,
+        "input_tokens": top.input_tokens,
+        "output_tokens": top.output_tokens,
+        "ms_per_token": top.decode_step_s * 1e3,
+        "prompt_ms": top.prefill_s * 1e3,
+        "output_tokens_per_s": top.output_tokens_per_s,
+        "requests_per_s": top.requests_per_s,
+        "output_tokens_per_joule": top.output_tokens_per_joule,
+    }
