@@ -45,9 +45,10 @@ unit: $(INSTALLED)
 serve: $(INSTALLED)
 	$(BIN)/pytest tests/serve --ignore tests/serve/test_launcher_namespaces.py
 
-# Three "hosts" as namespaces of this machine: needs root, openssh-server, rsync and iproute2.
+# Three "hosts" as namespaces of this machine: needs root, openssh-server, rsync and iproute2. Requests go on for
+# RAYLANE_HEADLESS_S seconds after the head was killed.
 launcher: $(INSTALLED)
-	$(BIN)/pytest tests/serve/test_launcher_namespaces.py
+	RAYLANE_HEADLESS_S=$${RAYLANE_HEADLESS_S:-120} $(BIN)/pytest tests/serve/test_launcher_namespaces.py
 
 # A copy of the packages with the simulator's hot modules compiled, made anew whenever a source changes. The knobs are
 # no source: tuning writes them.

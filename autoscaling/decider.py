@@ -6,11 +6,12 @@ It remembers what must be carried from one look to the next and does no I/O but 
 import logging
 from collections.abc import Iterable, Mapping
 from statistics import median
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from raylane.autoscaling.arbiter import LossArbiter
 from raylane.autoscaling.decision import Move, Target
-from raylane.autoscaling.limits import fleets, kept, limited
+from raylane.autoscaling.limits import fitting, fleets, kept, limited
 from raylane.autoscaling.moves import DomainMoves
 from raylane.autoscaling.observation import Observation
 from raylane.autoscaling.observe import Totals, number, observe
@@ -29,12 +30,14 @@ ORIGIN = "the deployed config"
 class Fleet(NamedTuple):
     """The GPUs there are; `card` is None where they are of several kinds, or of none that is known.
 
+    `gpus_of` are those of each host, by its address.
     `hosts` with their links are looked up only where singles may be moved for them.
     """
 
     gpus: int
     card: str | None
     hosts: tuple[Host, ...] = ()
+    gpus_of: Mapping[str, int] = MappingProxyType({})
 
 
 class Look(NamedTuple):
@@ -80,12 +83,17 @@ class Decider:
         first = self._began_s is None
         began_s = self._began_s = look.at_s if self._began_s is None else self._began_s
         warm = look.at_s - began_s >= scaling.warm_up_s
-        answer, moves = self._ask(scaling, fleets(seen, specs, config), specs, look.fleet.hosts)
+        parts = fleets(seen, specs, config)
+        answer, moves = self._ask(scaling, parts, specs, look.fleet.hosts)
         targets = {
             model.name: limited(answer[model.name], model, specs[model.name], first=first, warm=warm)
             for model in seen.models
             if model.name in answer
         }
+        if not warm:
+            for part in parts:
+                names = {model.name for model in part.models}
+                targets |= fitting({name: one for name, one in targets.items() if name in names}, part, specs)
         self._shadow = {name: target.replicas for name, target in targets.items()}
         return Decided(seen, specs, targets, () if first else moves)
 

@@ -8,7 +8,7 @@ class Reason(StrEnum):
     """Why a model gets the replicas it gets."""
 
     STEADY = "what is there fits the load"
-    DEMAND = "the load expected when a new replica would be ready needs more"
+    DEMAND = "the load needs more"
     QUEUE = "requests wait too long"
     MEMORY = "the KV caches are full"
     WAKE = "a request waits and no replica runs"

@@ -29,8 +29,9 @@ class Sample(NamedTuple):
     at_s: float
     arrivals: float
     finished: float
-    prompt_tokens: float
-    output_tokens: float
+    prompt_tokens: float | None
+    output_tokens: float | None
+    """None while the engines do not tell."""
     missed: float | None = None
 
 
@@ -54,13 +55,13 @@ History = tuple[Sample, ...]
 
 
 def remember(history: History, seen: ModelSeen, at_s: float) -> History:
-    """The history with this observation. One without arrivals adds nothing, and of the other totals the last one known
-    holds on; one that goes backwards in time or count begins anew."""
+    """The history with this observation. One without arrivals adds nothing, and of what finished and missed the last
+    total known holds on; one that goes backwards in time or count begins anew."""
     sample = _sample(history, seen, at_s)
     if sample is None:
         return history
-    if history and (
-        at_s < history[-1].at_s or any(new < old for new, old in zip(sample[:5], history[-1][:5], strict=True))
+    if history and any(
+        new is not None and old is not None and new < old for new, old in zip(sample[:5], history[-1][:5], strict=True)
     ):
         return (sample,)
     if history and at_s == history[-1].at_s:
@@ -72,17 +73,13 @@ def remember(history: History, seen: ModelSeen, at_s: float) -> History:
 
 
 def _sample(history: History, seen: ModelSeen, at_s: float) -> Sample | None:
-    """None while a total is unknown that never was known: it would look like a jump once it is."""
+    """None while it is unknown how many finished and never was known: it would look like a jump once it is."""
     last = history[-1] if history else None
-    finished, prompt, output = seen.finished_total, seen.prompt_tokens_total, seen.output_tokens_total
-    if last is not None:
-        finished = last.finished if finished is None else finished
-        prompt = last.prompt_tokens if prompt is None else prompt
-        output = last.output_tokens if output is None else output
-    if seen.arrivals_total is None or finished is None or prompt is None or output is None:
+    finished = last.finished if last is not None and seen.finished_total is None else seen.finished_total
+    if seen.arrivals_total is None or finished is None:
         return None
     missed = last.missed if last is not None and seen.missed_total is None else seen.missed_total
-    return Sample(at_s, seen.arrivals_total, finished, prompt, output, missed)
+    return Sample(at_s, seen.arrivals_total, finished, seen.prompt_tokens_total, seen.output_tokens_total, missed)
 
 
 def rate_over(history: Sequence[Sample], window_s: float) -> float | None:
@@ -126,14 +123,42 @@ def dispersion(history: Sequence[Sample]) -> float:
 
 
 def mix(history: Sequence[Sample]) -> Mix:
-    """Mean prompt and output tokens of what finished lately, with a prior while that is little."""
-    first, last = history[0], history[-1]
+    """Mean prompt and output tokens of what finished lately, with a prior while that is little or not known.
+
+    Taken between two samples with tokens, so that what finished while they were unknown counts once they are known.
+    """
+    ends = _sized_ends(history)
+    if ends is None:
+        return Mix(*PRIOR)
+    first, last = ends
     finished = max(0.0, last.finished - first.finished)
     prior = max(0.0, FEWEST_FINISHED - finished)
     total = finished + prior
-    prompt = (last.prompt_tokens - first.prompt_tokens + prior * PRIOR[0]) / total
-    output = (last.output_tokens - first.output_tokens + prior * PRIOR[1]) / total
+    prompt = ((last.prompt_tokens or 0.0) - (first.prompt_tokens or 0.0) + prior * PRIOR[0]) / total
+    output = ((last.output_tokens or 0.0) - (first.output_tokens or 0.0) + prior * PRIOR[1]) / total
     return Mix(max(1.0, prompt), max(1.0, output))
+
+
+def sized(history: Sequence[Sample]) -> bool:
+    """Whether it is known what a request costs: the engines tell tokens now, or did while enough finished.
+
+    TensorRT-LLM never does.
+    """
+    if history and _sized(history[-1]):
+        return True
+    ends = _sized_ends(history)
+    return ends is not None and ends[1].finished - ends[0].finished >= FEWEST_FINISHED
+
+
+def _sized_ends(history: Sequence[Sample]) -> tuple[Sample, Sample] | None:
+    """The first and the last sample with tokens."""
+    first = next(filter(_sized, history), None)
+    last = next(filter(_sized, reversed(history)), None)
+    return None if first is None or last is None else (first, last)
+
+
+def _sized(sample: Sample) -> bool:
+    return sample.prompt_tokens is not None and sample.output_tokens is not None
 
 
 def _growth(history: Sequence[Sample], last: Sample, spread: float, confidence: float, horizon_s: float) -> float:

@@ -1,4 +1,7 @@
-"""Which replicas hold GPUs and do nothing with them, and which nobody has looked at. Pure; times are wall-clock."""
+"""Which replicas hold GPUs and do nothing with them, which nobody has looked at, and which hosts no replica uses.
+
+Pure; times are wall-clock.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +41,27 @@ class IdleReplica:
     problem: str
 
 
+@dataclass(frozen=True)
+class EmptyHost:
+    """A host with GPUs of which no replica holds one."""
+
+    gpus: int
+    since_s: float
+
+
+@dataclass(frozen=True)
+class IdleHost:
+    """A host that no replica has used for long, and what its GPUs have cost since."""
+
+    host: str
+    gpus: int
+    hours: float
+    usd: float | None
+    problem: str
+
+
 Watches = Mapping[str, Watch]
+EmptyHosts = Mapping[str, EmptyHost]
 
 
 def watch(watches: Watches, snapshot: Snapshot, now_s: float) -> dict[str, Watch]:
@@ -82,11 +105,39 @@ def idle_replicas(
 
 
 def _named(replica: str, one: Watch, for_s: float, usd_per_gpu_hour: float | None, what: str) -> IdleReplica:
-    hours = for_s / 3600
-    usd = None if usd_per_gpu_hour is None else hours * len(one.gpus) * usd_per_gpu_hour
-    cost = "" if usd is None else f", ${usd:,.2f}"
+    hours, usd, cost = _cost(for_s, len(one.gpus), usd_per_gpu_hour)
     problem = f"{what} for {hours:.1f} h on {len(one.gpus)} GPUs of {one.host}{cost}"
     return IdleReplica(replica, one.model, one.host, one.gpus, hours, usd, problem)
+
+
+def _cost(for_s: float, gpus: int, usd_per_gpu_hour: float | None) -> tuple[float, float | None, str]:
+    """(hours, dollars, dollars in words)."""
+    hours = for_s / 3600
+    usd = None if usd_per_gpu_hour is None else hours * gpus * usd_per_gpu_hour
+    return hours, usd, "" if usd is None else f", ${usd:,.2f}"
+
+
+def watch_hosts(empty: EmptyHosts, snapshot: Snapshot, gpus: Mapping[str, int], now_s: float) -> dict[str, EmptyHost]:
+    """The hosts of whose GPUs no replica holds one, after one more look. `gpus` of every host, by its address."""
+    used = {report.node_ip for report in snapshot.replicas if report.gpu_uuids}
+    return {
+        host: EmptyHost(count, empty[host].since_s if host in empty else now_s)
+        for host, count in gpus.items()
+        if count and host not in used
+    }
+
+
+def idle_hosts(
+    empty: EmptyHosts, now_s: float, idle_after_s: float, usd_per_gpu_hour: float | None
+) -> tuple[IdleHost, ...]:
+    """Hosts that no replica has used for `idle_after_s`."""
+    found = []
+    for host, one in empty.items():
+        hours, usd, cost = _cost(now_s - one.since_s, one.gpus, usd_per_gpu_hour)
+        if now_s - one.since_s >= idle_after_s:
+            problem = f"no replica on any of {one.gpus} GPUs for {hours:.1f} h{cost}"
+            found.append(IdleHost(host, one.gpus, hours, usd, problem))
+    return tuple(found)
 
 
 def watches_to_json(watches: Watches) -> dict[str, Any]:
@@ -95,3 +146,11 @@ def watches_to_json(watches: Watches) -> dict[str, Any]:
 
 def watches_from_json(data: Mapping[str, Any]) -> dict[str, Watch]:
     return {replica: Watch(**{**one, "gpus": tuple(one["gpus"])}) for replica, one in data.items()}
+
+
+def empty_to_json(empty: EmptyHosts) -> dict[str, Any]:
+    return {host: asdict(one) for host, one in empty.items()}
+
+
+def empty_from_json(data: Mapping[str, Any]) -> dict[str, EmptyHost]:
+    return {host: EmptyHost(**one) for host, one in data.items()}

@@ -25,6 +25,22 @@ def limited(target: Target, seen: ModelSeen, spec: ModelSpec, *, first: bool, wa
     return target
 
 
+def fitting(targets: Mapping[str, Target], seen: Observation, specs: Mapping[str, ModelSpec]) -> dict[str, Target]:
+    """The targets of these models with no more growth than GPUs are left for, the smallest model first: while shrinks
+    are withheld, what they were to pay for has to wait too.
+    """
+    have = {model.name: model.target for model in seen.models}
+    left = seen.gpus - sum(specs[name].gpus * min(have[name], target.replicas) for name, target in targets.items())
+    fit = dict(targets)
+    for name in sorted((name for name in targets if targets[name].replicas > have[name]), key=lambda name: have[name]):
+        wants, _, detail = targets[name]
+        given = min(wants, have[name] + max(0, left) // specs[name].gpus)
+        left -= (given - have[name]) * specs[name].gpus
+        if given < wants:
+            fit[name] = Target(given, Reason.PENDING, f"wants {wants}; {detail}")
+    return fit
+
+
 def _late(seen: ModelSeen, spec: ModelSpec) -> bool:
     return bool(seen.held) or (seen.queue_age_s or 0.0) > spec.slo.ttft_ms / 1e3
 

@@ -32,11 +32,12 @@ class Sums(NamedTuple):
 
     arrivals: float = 0.0
     finished: float = 0.0
+    """However they ended, those rejected left out: what the tokens belong to."""
     rejected: float = 0.0
-    prompt_tokens: float = 0.0
-    output_tokens: float = 0.0
+    prompt_tokens: float | None = None
+    output_tokens: float | None = None
     missed: float | None = None
-    """None until an engine has told how many missed."""
+    """None, as the tokens are, until an engine has told."""
 
 
 class Counters(NamedTuple):
@@ -45,6 +46,9 @@ class Counters(NamedTuple):
     prompt: float | None
     output: float | None
     missed: float | None = None
+
+
+NOTHING = Counters(None, None)
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,16 @@ class Totals:
             old = sums.get(model, Sums())
             sums[model] = old._replace(
                 arrivals=old.arrivals + (number(grown.received) or 0.0),
-                finished=old.finished + (number(grown.completed) or 0.0),
+                finished=old.finished + sum(number(ended) or 0.0 for ended in _ended(grown)),
                 rejected=old.rejected + (number(grown.rejected) or 0.0),
             )
         for report in snapshot.replicas:
-            if report.replica_id in now and report.replica_id in self.replicas:
-                before, after = self.replicas[report.replica_id], now[report.replica_id]
+            if report.replica_id in now:
+                before, after = self.replicas.get(report.replica_id, NOTHING), now[report.replica_id]
                 old = sums.get(report.model, Sums())
                 sums[report.model] = old._replace(
-                    prompt_tokens=old.prompt_tokens + _grown(before.prompt, after.prompt),
-                    output_tokens=old.output_tokens + _grown(before.output, after.output),
+                    prompt_tokens=_added(old.prompt_tokens, before.prompt, after.prompt),
+                    output_tokens=_added(old.output_tokens, before.output, after.output),
                     missed=_more(old.missed, 0.0 if _restarted(before, after) else before.missed, after.missed),
                 )
         known = {replica: _known(self.replicas.get(replica), tokens) for replica, tokens in now.items()}
@@ -95,7 +99,7 @@ def observe(
     snapshot may not say yet.
     """
     totals = totals.after(snapshot)
-    counted = any(age_s <= GATEWAY_STALE_S for age_s in snapshot.gateway_age_s.values())
+    counted = _counted(snapshot)
     traffic = snapshot.traffic()
     reports: dict[str, list[ReplicaReport]] = {}
     for report in snapshot.replicas:
@@ -106,7 +110,10 @@ def observe(
             replicas = replicas_seen(name, targets[name], reports.get(name, []), snapshot)
             now = traffic.get(name, ModelTraffic())
             held = _held(now, replicas, name in woken)
-            models.append(_model(name, targets[name], replicas, now, held, totals.sums.get(name, Sums()), counted))
+            sums = totals.sums.get(name, Sums())
+            if not _tells_tokens(reports.get(name, []), snapshot):
+                sums = sums._replace(prompt_tokens=None, output_tokens=None)
+            models.append(_model(name, targets[name], replicas, now, held, sums, counted))
     return Observation(at_s, tuple(models), gpus), totals
 
 
@@ -133,6 +140,23 @@ def _model(
         held=held,
         queue_age_s=max((age for age in ages if age is not None), default=None),
     )
+
+
+def _counted(snapshot: Snapshot) -> bool:
+    """Whether every gateway has spoken lately: what a silent one counts comes all at once, and looks like a jump."""
+    ages_s = snapshot.gateway_age_s.values()
+    return bool(ages_s) and all(age_s <= GATEWAY_STALE_S for age_s in ages_s)
+
+
+def _tells_tokens(reports: Iterable[ReplicaReport], snapshot: Snapshot) -> bool:
+    """Whether every ready replica tells its tokens; those of some are not those of all that finished."""
+    ready = [report for report in reports if report.state is ReplicaState.READY]
+    known = (_counters(report)[:2] for report in ready if _fresh(report, snapshot))
+    return sum(None not in tokens for tokens in known) == len(ready)
+
+
+def _ended(traffic: ModelTraffic) -> tuple[int, ...]:
+    return traffic.completed, traffic.cancelled, traffic.failed
 
 
 def _held(traffic: ModelTraffic, replicas: Iterable[ReplicaSeen], woken: bool) -> int:
@@ -203,11 +227,12 @@ def _known(before: Counters | None, now: Counters) -> Counters:
     return kept._replace(missed=max(before.missed, kept.missed))
 
 
-def _grown(before: float | None, now: float | None) -> float:
-    """An engine that was started again counts from 0."""
-    if before is None or now is None:
-        return 0.0
-    return now - before if now >= before else now
+def _added(total: float | None, before: float | None, now: float | None) -> float | None:
+    """The total with what was counted since; unknown while no engine tells. One that starts again counts from 0."""
+    if now is None:
+        return total
+    grown = 0.0 if before is None else now - before if now >= before else now
+    return (total or 0.0) + grown
 
 
 def _more(total: float | None, before: float | None, now: float | None) -> float | None:

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter as Counting
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ ON_HEAD = {"node:__internal_head__": 0.001}  # the dashboard listens on the head
 LOG_NAME = "scaling.jsonl"
 MOST_LOG_BYTES = 32 << 20
 STARTS_WITHIN_S = 120.0
+SERVE_WITHIN_S = 4.0  # two calls end within READ_TIMEOUT_S, so that none is under way when the next decision is made
 HOSTS_EVERY_S = 600.0
 HOSTS_WITHIN_S = 4.0  # a node that has to start a worker first is seen the next time
 
@@ -61,7 +63,7 @@ class RayCluster:
         return await self._directory.snapshot()
 
     async def targets(self) -> Mapping[str, int]:
-        return await asyncio.to_thread(lambda: ServeApi(dashboard_address()).state().model_targets())
+        return await asyncio.to_thread(lambda: serve_api().state().model_targets())
 
     async def fleet(self) -> Fleet:
         return await asyncio.to_thread(read_fleet)
@@ -75,7 +77,7 @@ class RayCluster:
         return self._hosts
 
     async def scale(self, model: str, replicas: int) -> None:
-        await asyncio.to_thread(lambda: ServeApi(dashboard_address()).scale(model, replicas))
+        await asyncio.to_thread(lambda: serve_api().scale(model, replicas))
 
     async def move(self, move: Move) -> None:
         await directory_actor().order_move.remote(move.replica_id, move.to_gpus)
@@ -89,6 +91,11 @@ class RayCluster:
     async def kept(self) -> str | None:
         found = await asyncio.to_thread(_internal_kv_get, KEPT, namespace=KV_NAMESPACE)
         return None if found is None else found.decode()
+
+
+def serve_api() -> ServeApi:
+    """Serve's REST interface of this cluster."""
+    return ServeApi(dashboard_address(), SERVE_WITHIN_S)
 
 
 def dashboard_address() -> str:
@@ -105,9 +112,11 @@ def dashboard_address() -> str:
 def read_fleet() -> Fleet:
     """GPUs of the nodes that are alive, and their card if all have the same."""
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    gpus = sum(int(node["Resources"].get("GPU", 0)) for node in alive)
+    gpus_of: Counting[str] = Counting()
+    for node in alive:
+        gpus_of[node["NodeManagerAddress"]] += int(node["Resources"].get("GPU", 0))
     cards = {card_of(node) for node in alive if node["Resources"].get("GPU")}
-    return Fleet(gpus, cards.pop() if len(cards) == 1 else None)
+    return Fleet(gpus_of.total(), cards.pop() if len(cards) == 1 else None, gpus_of=gpus_of)
 
 
 def card_of(node: Mapping[str, Any]) -> str | None:
@@ -141,15 +150,19 @@ def metrics() -> Callable[[ScalerStatus, Iterable[Change]], None]:
     changes = Counter("raylane_scaler_changes", "Changes of replica counts", tag_keys=("model", "reason", "applied"))
     blind = Gauge("raylane_scaler_blind", "1 while the autoscaler cannot decide, else 0")
     idle = Gauge("raylane_scaler_idle_replicas", "Replicas that hold GPUs and do nothing, or that nobody checks")
+    hosts = Gauge("raylane_scaler_idle_hosts", "Hosts with GPUs that no replica has used for long")
+    named: set[str] = set()
     saved = Gauge("raylane_scaler_shadow_saved_gpu_hours", "GPU-hours that the shadow's counts would have saved")
 
     def measure(status: ScalerStatus, made: Iterable[Change]) -> None:
-        blind.set(float(status.problem is not None))
+        blind.set(float(status.blind))
         idle.set(float(len(status.idle)))
+        hosts.set(float(len(status.idle_hosts)))
         if status.saved_gpu_hours is not None:
             saved.set(status.saved_gpu_hours)
-        for model in status.models:
-            wanted.set(float(model.wanted), tags={"model": model.name})
+        for model, replicas in status.wanted(named).items():
+            named.add(model)
+            wanted.set(float(replicas), tags={"model": model})
         for change in made:
             if change.before != change.after:
                 tags = {"model": change.model, "reason": change.reason, "applied": str(change.applied).lower()}

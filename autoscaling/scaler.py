@@ -15,8 +15,19 @@ from typing import Any, Protocol
 
 from raylane.autoscaling.decider import Decided, Decider, Fleet, Look
 from raylane.autoscaling.decision import Move
-from raylane.autoscaling.idle import Watch, idle_replicas, watch, watches_from_json, watches_to_json
-from raylane.autoscaling.scaler_status import Change, ScalerStatus, model_statuses, newest
+from raylane.autoscaling.idle import (
+    EmptyHost,
+    Watch,
+    empty_from_json,
+    empty_to_json,
+    idle_hosts,
+    idle_replicas,
+    watch,
+    watch_hosts,
+    watches_from_json,
+    watches_to_json,
+)
+from raylane.autoscaling.scaler_status import RESTS, Change, ScalerStatus, model_statuses, newest
 from raylane.autoscaling.shadow import Ledger, gpus_held
 from raylane.cluster.hosts import Host
 from raylane.deployments.config import DeploymentConfig
@@ -52,7 +63,7 @@ class Cluster(Protocol):
 
 
 class Scaler:
-    """run() goes on for ever; tick() is one decision. `write` gets every change and every idle replica once."""
+    """run() goes on for ever; tick() is one decision. `write` gets every change, and whatever is idle once."""
 
     def __init__(
         self,
@@ -73,6 +84,7 @@ class Scaler:
         self._said: dict[str, tuple[int, int, bool]] = {}
         self._named: set[tuple[str, str]] = set()
         self._watches: dict[str, Watch] = {}
+        self._empty: dict[str, EmptyHost] = {}
         self._ledger: Ledger | None = None
         self._ledger_s: float | None = None
         self._remembered = False
@@ -119,7 +131,8 @@ class Scaler:
     def _rest(self) -> None:
         """Nothing to scale; begin anew when there is."""
         self._decider, self._said, self._ledger = Decider(), {}, None
-        self.status = ScalerStatus(problem="the deployed config wants no scaling")
+        self.status = ScalerStatus(problem=RESTS)
+        self._measure(self.status, ())
 
     def _trouble(self, problem: str) -> None:
         self.status = replace(self.status, problem=problem)
@@ -135,6 +148,7 @@ class Scaler:
         if not self._settled(snapshot):
             self._trouble("the directory has just restarted; replicas are reporting again")
             return
+        self._empty = watch_hosts(self._empty, snapshot, fleet.gpus_of, self._wall_s())
         decided = self._decider.decide(config, Look(self._now_s(), snapshot, targets, fleet, woken))
         shadow = scaling.mode == "shadow"
         self._account(config, decided, shadow)
@@ -200,15 +214,14 @@ class Scaler:
         self, scaling: ScalingConfig, decided: Decided, targets: dict[str, int], changes: Iterable[Change]
     ) -> None:
         changes = tuple(changes)
-        idle = idle_replicas(self._watches, self._wall_s(), scaling.idle_after_s, scaling.usd_per_gpu_hour)
+        after = (self._wall_s(), scaling.idle_after_s, scaling.usd_per_gpu_hour)
+        idle, hosts = idle_replicas(self._watches, *after), idle_hosts(self._empty, *after)
         for change in changes:
             self._write(change.to_json())
-        for one in idle:
-            if (key := (one.replica_id, one.problem.split(" for ")[0])) not in self._named:
-                self._named.add(key)
-                log.warning("%s %s: %s", one.model, one.replica_id, one.problem)
-                self._write({"time": self._time(), "model": one.model, "idle": one.replica_id, "detail": one.problem})
-        self._named &= {(one.replica_id, one.problem.split(" for ")[0]) for one in idle}
+        self._name(
+            [({"model": one.model, "idle": one.replica_id}, one.problem) for one in idle]
+            + [({"idle_host": one.host}, one.problem) for one in hosts]
+        )
         ledger = self._ledger
         self.status = ScalerStatus(
             policy=scaling.policy,
@@ -217,11 +230,22 @@ class Scaler:
             models=model_statuses(decided, targets),
             changes=newest((*self.status.changes, *changes)),
             idle=idle,
+            idle_hosts=hosts,
             shadow_since=None if ledger is None else iso(ledger.since_s),
             saved_gpu_hours=None if ledger is None else ledger.saved_gpu_hours(),
             saved_usd=None if ledger is None else ledger.saved_usd(scaling.usd_per_gpu_hour),
         )
         self._measure(self.status, changes)
+
+    def _name(self, idle: Iterable[tuple[dict[str, str], str]]) -> None:
+        """Log what is idle, once for as long as it is."""
+        now = set()
+        for what, problem in idle:
+            now.add(key := (" ".join(what.values()), problem.split(" for ")[0]))
+            if key not in self._named:
+                log.warning("%s: %s", key[0], problem)
+                self._write({"time": self._time(), **what, "detail": problem})
+        self._named = now
 
     async def _remember(self) -> None:
         """Take up what the autoscaler before this one had kept: idle times and savings span its death."""
@@ -232,6 +256,7 @@ class Scaler:
         try:
             data = json.loads(text or "{}")
             self._watches = watches_from_json(data.get("watches", {}))
+            self._empty = empty_from_json(data.get("empty_hosts", {}))
             self._ledger = Ledger(**data["ledger"]) if data.get("ledger") else None
         except (ValueError, TypeError, AttributeError, KeyError) as error:  # of another version
             log.warning("what an autoscaler had kept cannot be read: %s", error)
@@ -242,6 +267,7 @@ class Scaler:
         self._kept_s = self._now_s()
         data = {
             "watches": watches_to_json(self._watches),
+            "empty_hosts": empty_to_json(self._empty),
             "ledger": None if self._ledger is None else asdict(self._ledger),
         }
         await asyncio.wait_for(self._cluster.keep(json.dumps(data)), READ_TIMEOUT_S)

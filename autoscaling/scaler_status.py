@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from raylane.autoscaling.decider import Decided
-from raylane.autoscaling.idle import IdleReplica
+from raylane.autoscaling.idle import IdleHost, IdleReplica
 from raylane.autoscaling.observation import Phase
+
+RESTS = "the deployed config wants no scaling"
 
 
 class Change(NamedTuple):
@@ -55,12 +57,22 @@ class ScalerStatus:
     changes: tuple[Change, ...] = ()
     """The last ones, the newest last."""
     idle: tuple[IdleReplica, ...] = ()
+    idle_hosts: tuple[IdleHost, ...] = ()
     shadow_since: str | None = None
     saved_gpu_hours: float | None = None
     saved_usd: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "changes": [change.to_json() for change in self.changes]}
+
+    @property
+    def blind(self) -> bool:
+        """Whether it should decide and cannot."""
+        return self.problem not in (None, RESTS)
+
+    def wanted(self, before: Iterable[str]) -> dict[str, int]:
+        """Replicas wanted of each model, and 0 of those of `before` that are scaled no more."""
+        return dict.fromkeys(before, 0) | {model.name: model.wanted for model in self.models}
 
 
 def model_statuses(decided: Decided, targets: dict[str, int]) -> tuple[ModelStatus, ...]:

@@ -1,11 +1,14 @@
-"""raylane's own rule for one model: enough replicas for the load expected when a new one would be ready. Pure.
+"""raylane's own rule for one model: enough replicas for the load that arrives now. Pure.
 
-    need = (L + z sqrt(L x dispersion)) / (b x target_load),    L = rate ahead x output tokens x time per token
+    need = (L + z sqrt(L x dispersion)) / (b x target_load),    L = rate x output tokens x time per token
 
 L is the number of requests in service at the SLO's time per token (Little's law), b how many of them one replica
 carries (profile.py), z sqrt(L ...) the margin for bursts: it is large for few requests and small for many, so small
 models keep proportionally more in hand. Queues, full caches and sick replicas add to it. Growth is at once and counts
 replicas that are starting; shrinking is one at a time, when the largest need of the hold period fits on one fewer.
+
+Where the engines tell no tokens it is unknown what a request costs: then need is what they hold over what one would
+hold with requests of the usual length, and nothing shrinks while anything runs.
 """
 
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from math import ceil, exp, sqrt
 from typing import NamedTuple
 
 from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.demand import Demand, History, estimate, remember
+from raylane.autoscaling.demand import Demand, History, Mix, estimate, mix, remember, sized
 from raylane.autoscaling.observation import ModelSeen, Phase
 from raylane.autoscaling.policy import ModelSpec, Wish
 
@@ -38,7 +41,7 @@ class SloRule:
     shrink_every_s: float = 30.0
     idle_s: float = 600.0
     forecast: bool = False
-    """Prolong a rise that is sure over the cold start."""
+    """Prolong a rise that is sure over the cold start: the load expected when a new replica would be ready counts."""
     learning: float = 1.0
     """How fast: a minute in which every request misses lowers the believed speed by a factor e at 1, never at 0."""
     shrink_band: float = 0.3
@@ -53,7 +56,10 @@ class SloRule:
         past = memory or SloMemory(began_s=at_s, last_shrink_s=at_s, last_active_s=at_s)
         past = past._replace(history=remember(past.history, seen, at_s))
         if seen.arrivals_total is None or not past.history:
-            return self._blind(spec, seen), past
+            # what came meanwhile is unknown: the patience of shrinking begins anew
+            return self._blind(spec, seen, mix(past.history)), past._replace(began_s=at_s, last_active_s=at_s)
+        if not sized(past.history):
+            return self._unsized(spec, seen, past, at_s)
         horizon_s = spec.cold_start_s if self.forecast else 0.0
         demand = estimate(past.history, horizon_s, self.confidence)
         if not self.forecast:
@@ -67,10 +73,9 @@ class SloRule:
         need, reason = self._need(carried, spec, seen, demand)
         past = self._note(past, seen, need, at_s)
         replicas, reason, past = self._step(spec, seen, need, reason, past, at_s)
-        detail = (
-            f"need {need:.2f}, {demand.now_rps:.2f} -> {demand.ahead_rps:.2f} req/s, "
-            f"dispersion {demand.dispersion:.1f}, speed {past.speed:.2f}"
-        )
+        ahead = f" -> {demand.ahead_rps:.2f}" if self.forecast else ""
+        load = f"{demand.now_rps:.2f}{ahead} req/s"
+        detail = f"need {need:.2f}, {load}, dispersion {demand.dispersion:.1f}, speed {past.speed:.2f}"
         return Wish(replicas, reason, need, detail), past
 
     def _need(self, rate: float, spec: ModelSpec, seen: ModelSeen, demand: Demand) -> tuple[float, Reason]:
@@ -134,12 +139,14 @@ class SloRule:
 
     def _note(self, past: "SloMemory", seen: ModelSeen, need: float, at_s: float) -> "SloMemory":
         """Keep the needs of the hold period (only those a later one does not exceed matter), and when work was last
-        seen: a replica that starts counts, so that one just woken is not taken for one that was idle all the time."""
+        seen: a replica that starts counts, so that one just woken is not taken for one that was idle all the time, and
+        so does one without readings."""
         kept = [entry for entry in past.needs if entry[0] >= at_s - self.hold_s and entry[1] > need]
         history = past.history
         arrived = len(history) > 1 and history[-1].arrivals > history[-2].arrivals
         inside = any((replica.waiting or 0) + (replica.running or 0) for replica in seen.replicas)
-        active = arrived or inside or seen.held or seen.count(Phase.STARTING)
+        unknown = any(replica.running is None for replica in seen.ready)
+        active = arrived or inside or unknown or seen.held or seen.count(Phase.STARTING)
         return past._replace(needs=(*kept, (at_s, need)), last_active_s=at_s if active else past.last_active_s)
 
     def _learn(self, past: "SloMemory", spec: ModelSpec, seen: ModelSeen, demand: Demand, fits: bool) -> "SloMemory":
@@ -168,11 +175,27 @@ class SloRule:
         kept = exp((past.history[-2].at_s - past.history[-1].at_s) / FADE_S)
         return past._replace(speed=past.speed**kept)
 
-    def _blind(self, spec: ModelSpec, seen: ModelSeen) -> Wish:
+    def _unsized(self, spec: ModelSpec, seen: ModelSeen, past: "SloMemory", at_s: float) -> tuple[Wish, "SloMemory"]:
+        """No tokens: go by what the engines hold, and shrink only while they are known to hold nothing."""
+        need = (self._inside(seen) + seen.held) / self._holds(spec, mix(past.history))
+        past = self._note(past, seen, need, at_s)
+        replicas, reason, after = self._step(spec, seen, need, Reason.DEMAND, past, at_s)
+        detail = f"need {need:.2f} by the requests inside; the engines tell no tokens"
+        if replicas < seen.target and not all(one.running == 0 and not one.waiting for one in seen.ready):
+            return Wish(seen.target, Reason.BUSY, need, detail), past
+        return Wish(replicas, reason, need, detail), after
+
+    def _inside(self, seen: ModelSeen) -> int:
+        return sum((replica.running or 0) + (replica.waiting or 0) for replica in seen.ready)
+
+    def _holds(self, spec: ModelSpec, requests: Mix) -> float:
+        """Requests that one replica is to hold."""
+        return spec.profile.concurrency(*requests) * self.target_load
+
+    def _blind(self, spec: ModelSpec, seen: ModelSeen, requests: Mix) -> Wish:
         """No counts of arrivals: go by what the engines hold, never shrink busy GPUs, else stay."""
-        inside = [(r.running or 0) + (r.waiting or 0) for r in seen.ready if r.running is not None]
-        if inside and any(inside):
-            need = sum(inside) / (spec.profile.concurrency(512.0, 192.0) * self.target_load)
+        if inside := self._inside(seen):
+            need = inside / self._holds(spec, requests)
             return Wish(max(seen.target, ceil(need)), Reason.DEMAND if need > seen.target else Reason.BUSY, need)
         if any((replica.gpu_utilization or 0.0) > BUSY for replica in seen.ready):
             return Wish(seen.target, Reason.BUSY)

@@ -143,8 +143,10 @@ def _estimated_start_s(model: ModelConfig, gpu: Accelerator | None) -> float:
         return model.engine.cold_start_s + SIMULATED_START_S
     if gpu is None or not _has_config(model.source):
         return UNKNOWN_COLD_START_S
-    settings = engine_settings(model)
-    found = fit(model_facts(read_model_config(model.source), model.source), gpu, settings)
+    try:
+        found = fit(model_facts(read_model_config(model.source), model.source), gpu, engine_settings(model))
+    except UsageError:  # an architecture or a weight format that cannot be sized
+        return UNKNOWN_COLD_START_S
     if not isinstance(found, Fits):
         return UNKNOWN_COLD_START_S
-    return BASE_COLD_START_S + COLD_START_S_PER_GB * found.weight_bytes * settings.gpus / 1e9
+    return BASE_COLD_START_S + COLD_START_S_PER_GB * found.weight_bytes * found.settings.gpus / 1e9

@@ -32,14 +32,18 @@ def narrowed(
     scenarios: Sequence[str] = (),
     knobs: Mapping[str, Any] | None = None,
     seeds: int | None = None,
+    sweep: bool = False,
 ) -> ReplayPlan:
-    """The plan with only these; empty means all of the plan's. Knobs go to every policy that has them.
+    """The plan with only these; empty means all of the plan's. Knobs go to every policy that has them; `sweep` adds
+    every policy at the other levels of its rule's one knob.
 
     UsageError, naming what there is, for what is unknown.
     """
     chosen = with_knobs([_policy(plan, name) for name in policies] or list(plan.policies), knobs or {})
     if not chosen:
         raise UsageError(f"plan {plan.name} names no policies; name one with --policy: {', '.join(known_rules())}")
+    if sweep:
+        chosen = [setting for choice in chosen for setting in swept(choice)]
     names = [choice.name for choice in chosen]
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"policy {', '.join(double)} is there twice; a label tells two of one rule apart")
@@ -47,6 +51,25 @@ def narrowed(
         check_choice(choice)
     kept = {name: _scenario(plan, name) for name in scenarios} or plan.scenarios
     return plan.model_copy(update={"policies": tuple(chosen), "scenarios": kept, "seeds": seeds or plan.seeds})
+
+
+def swept(choice: PolicyChoice) -> list[PolicyChoice]:
+    """The choice, then the same at the other levels of the knob that trades GPU-hours for attainment, one line in the
+    Pareto figure. A bound has no such knob and stays alone."""
+    if choice.rule in BOUNDS:
+        return [choice]
+    entry = RULES[choice.rule]
+    own = {**knobs_of(choice.rule), **entry.preset, **choice.knobs}[entry.knob]
+    others = [
+        {
+            "knobs": {**choice.knobs, entry.knob: level},
+            "label": f"{choice.name} {entry.knob}={level}",
+            "curve": choice.line,
+        }
+        for level in entry.sweep
+        if level != own
+    ]
+    return [choice, *(choice.model_copy(update=other) for other in others)]
 
 
 def known_rules() -> list[str]:

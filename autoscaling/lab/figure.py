@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raylane.autoscaling.lab.pareto import Point
+from raylane.autoscaling.lab.pareto import Point, envelope
 
 SIMULATED = "SIMULATED"
 LONG_NUMBER = re.compile(r"\b\d+\.\d{3,}")  # coordinates; a hundredth of a point is enough
@@ -19,6 +19,7 @@ COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 PANEL_INCHES = (4.0, 3.0)
 LOWEST = 60.0  # percent; what is below is left out of a panel that has something above
 EMPHASIZED = "tab:red"
+PALE = 0.35
 COLORS = (
     "tab:blue",
     "tab:orange",
@@ -36,7 +37,10 @@ MARKERS = "osv^D<>pX*"
 
 @dataclass(frozen=True)
 class Panel:
-    """One scenario: the points of each policy's sweep, and costs to mark with a line by name."""
+    """One scenario: the points of each policy's sweep, and costs to mark with a line by name.
+
+    A policy's line goes through its own Pareto front; settings that are not on it stay as pale points.
+    """
 
     title: str
     sweeps: Mapping[str, Sequence[Point]]
@@ -75,10 +79,9 @@ def _styles(panels: Sequence[Panel], emphasized: str) -> dict[str, dict[str, obj
 
 def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, object]], wanted: float | None) -> None:
     for name, points in panel.sweeps.items():
-        ordered = sorted(points, key=lambda point: (point.gpu_hours, point.attainment))
-        style: Mapping[str, object] = styles[name]
-        hours = [round(point.gpu_hours, 2) for point in ordered]
-        axes.plot(hours, [round(100 * p.attainment, 2) for p in ordered], label=name, **style)  # type: ignore[arg-type]
+        front = envelope(points)
+        _draw_points(axes, front, {**styles[name], "label": name})
+        _draw_points(axes, sorted(set(points) - set(front)), {**styles[name], "linestyle": "none", "alpha": PALE})
     for (name, gpu_hours), dashes in zip(panel.marked_gpu_hours.items(), cycle((":", "-.", "--")), strict=False):
         axes.axvline(gpu_hours, color="black", linestyle=dashes, linewidth=0.9, label=name)
     if wanted is not None:
@@ -92,6 +95,11 @@ def _draw_panel(axes: Axes, panel: Panel, styles: Mapping[str, Mapping[str, obje
     axes.set_ylabel("attainment, %", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
+
+
+def _draw_points(axes: Axes, points: Sequence[Point], style: Mapping[str, object]) -> None:
+    hours = [round(point.gpu_hours, 2) for point in points]
+    axes.plot(hours, [round(100 * point.attainment, 2) for point in points], **style)  # type: ignore[arg-type]
 
 
 def replicas_figure(

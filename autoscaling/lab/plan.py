@@ -110,10 +110,16 @@ class PolicyChoice(StrictModel):
     rule: str
     knobs: dict[str, Any] = Field(default_factory=dict)
     label: str | None = None
+    curve: str | None = Field(None, description="Settings that share it are one line of the Pareto figure.")
 
     @property
     def name(self) -> str:
         return self.label or self.rule
+
+    @property
+    def line(self) -> str:
+        """What it is called in the Pareto figure."""
+        return self.curve or self.name
 
 
 class ReplayPlan(StrictModel):

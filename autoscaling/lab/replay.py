@@ -35,6 +35,8 @@ class Replayed:
     """As JSON; None for a bound that does not exist: no fixed fleet is enough."""
     targets: Targets
     note: str = ""
+    curve: str = ""
+    """Name of the policy's line in the Pareto figure: settings of one sweep share it."""
 
 
 def replay(plan: ReplayPlan, folder: Path, workers: int) -> Iterator[list[Replayed]]:
@@ -78,6 +80,7 @@ def replay_one(setup: Setup, choice: PolicyChoice, seed: int) -> Replayed:
         None if world is None else outcome(world).to_json(),
         {} if world is None else {model.name: tuple(model.targets) for model in world.models},
         note,
+        choice.line,
     )
 
 

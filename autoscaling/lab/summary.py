@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raylane.autoscaling.lab.regret import Regret
+
 HEADINGS = (
     "GPU-hours",
     "pooled",
@@ -14,6 +16,7 @@ HEADINGS = (
     "reversals/h",
     "wasted USD",
 )
+REGRET_HEADINGS = ("regret h", "regret pp")
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,14 @@ class Summary:
     actions: float
     reversals_per_hour: float
     wasted_usd: float
+    regret_gpu_hours: float | None = None
+    """Beyond the oracle's; None where it did not run."""
+    regret_points: float | None = None
+    """Percentage points of attainment short of the oracle's."""
 
 
-def summary(outcomes: Sequence[Mapping[str, Any]]) -> Summary:
-    """Of outcomes as JSON, one or more."""
+def summary(outcomes: Sequence[Mapping[str, Any]], regrets: Sequence[Regret] = ()) -> Summary:
+    """Of outcomes as JSON, one or more, and of their regrets where there is an oracle."""
 
     def of(figure: str) -> float:
         return _mean([each[figure] for each in outcomes])
@@ -53,6 +60,8 @@ def summary(outcomes: Sequence[Mapping[str, Any]]) -> Summary:
         actions=of("actions"),
         reversals_per_hour=of("reversals_per_hour"),
         wasted_usd=of("wasted_usd"),
+        regret_gpu_hours=_mean([each.gpu_hours for each in regrets]) if regrets else None,
+        regret_points=_mean([each.points for each in regrets]) if regrets else None,
     )
 
 
@@ -68,6 +77,11 @@ def cells(found: Summary) -> list[str]:
         f"{found.reversals_per_hour:.1f}",
         f"{found.wasted_usd:.2f}",
     ]
+
+
+def regret_cells(found: Summary) -> list[str]:
+    """One for each heading of regret; dashes without an oracle."""
+    return ["–" if value is None else f"{value:+.1f}" for value in (found.regret_gpu_hours, found.regret_points)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -101,7 +101,7 @@ def _slo(description: str, **preset: object) -> RuleEntry:
 
 
 RULES: dict[str, RuleEntry] = {
-    "slo": _slo("raylane's own: the load expected when a new replica would be ready, with a margin for bursts"),
+    "slo": _slo("raylane's own: enough replicas for the load that arrives now, with a margin for bursts"),
     "slo-with-forecast": _slo("raylane's own with the trend over the cold start", forecast=True),
     "slo-no-learning": _slo("raylane's own with the profile's speed as it is", learning=0.0),
     "slo-no-band": _slo("raylane's own shrinking as soon as the load fits on one fewer", shrink_band=0.0),

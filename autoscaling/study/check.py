@@ -1,12 +1,16 @@
-"""Run a random share of the recorded runs again: `python -m raylane.autoscaling.study.check RESULTS_FOLDER`.
+"""Run a random share of the recorded runs, and one random bound, again:
+`python -m raylane.autoscaling.study.check RESULTS_FOLDER`.
 
-Outcomes must be equal to the last digit. Scenarios whose traces are not on this machine are left out, aloud.
+Runs of the test and of the tuning are drawn from alike. Each call draws others unless it is given a seed, which it
+prints. Outcomes must be equal to the last digit. Scenarios whose traces are not on this machine are left out, aloud.
 """
 
 import argparse
+import json
 import math
 import os
 import random
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raylane.autoscaling.lab.choices import need_traces
+from raylane.autoscaling.study.bounds import World, bounds_of, read_bounds
 from raylane.autoscaling.study.job import Job, Records
 from raylane.autoscaling.study.load import PLAN, the_plan
 from raylane.autoscaling.study.runner import run_jobs
@@ -29,6 +34,8 @@ class Checked:
 
     runs: int
     recorded: int
+    bound: World | None
+    """None where none is recorded, or none can be computed here."""
     left_out: Mapping[str, str]
 
 
@@ -36,21 +43,35 @@ def check(results: Path, share: float, seed: int, workers: int) -> Checked:
     """FailedError when a record is not what its run gives, or stands under another run's key."""
     if not 0.0 < share <= 1.0:
         raise UsageError(f"--share {share:g} is not within 0 and 1")
-    records = Records(results / "test").read() if (results / "test").is_dir() else []
-    if not records:
-        raise UsageError(f"{results}: no runs in test/*.jsonl")
-    left_out = without_traces(records)
+    records = recorded_runs(results)
+    bounds = read_bounds(results / "bounds.jsonl")
+    left_out = without_traces([*records, *bounds])
     chosen = draw([record for record in records if record["scenario"] not in left_out], share, seed)
+    bound = draw_bound([record for record in bounds if record["scenario"] not in left_out], seed)
     wrong = [*wrong_keys(records), *differences(chosen, workers)]
+    if bound is not None:
+        wrong += wrong_bound(bound)
     if wrong:
         raise FailedError(f"{len(wrong)} of the records are not what their runs give:\n" + "\n".join(wrong))
-    return Checked(len(chosen), len(records), left_out)
+    return Checked(len(chosen), len(records), None if bound is None else _world(bound), left_out)
+
+
+def recorded_runs(results: Path) -> Sequence[Record]:
+    """Every run of the test and of the tuning. UsageError without one of the test."""
+    if not (results / "test").is_dir() or not (found := Records(results / "test").read()):
+        raise UsageError(f"{results}: no runs in test/*.jsonl")
+    return found + (Records(results / "tuning").read() if (results / "tuning").is_dir() else [])
 
 
 def draw(records: Sequence[Record], share: float, seed: int) -> list[Record]:
     """This share of the records, at least one; the same for the same seed."""
     rng = random.Random(seed)  # noqa: S311 - a sample
     return rng.sample(list(records), min(len(records), math.ceil(share * len(records))))
+
+
+def draw_bound(records: Sequence[Record], seed: int) -> Record | None:
+    """One of the bounds, the same for the same seed; None where there is none."""
+    return random.Random(seed).choice(list(records)) if records else None  # noqa: S311 - a sample
 
 
 def without_traces(records: Sequence[Record]) -> dict[str, str]:
@@ -83,8 +104,23 @@ def differences(records: Sequence[Record], workers: int) -> Iterator[str]:
     for record in records:
         new = outcomes[Job.from_json(record).key]
         if new != record["outcome"]:
-            figure = next(name for name in {**record["outcome"], **new} if record["outcome"].get(name) != new.get(name))
-            yield f"{_name(record)}: {figure} is recorded as {record['outcome'].get(figure)}, now {new.get(figure)}"
+            yield f"{_name(record)}: {_first_difference(record['outcome'], new)}"
+
+
+def wrong_bound(record: Record) -> Iterator[str]:
+    """The first differing figure of a bound that is computed anew; some minutes for a scenario of a day."""
+    new = json.loads(json.dumps(bounds_of(_world(record))))
+    if new != record:
+        yield f"bounds of {record['scenario']}, seed {record['seed']}: {_first_difference(record, new)}"
+
+
+def _first_difference(old: Record, new: Record) -> str:
+    figure = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+    return f"{figure} is recorded as {old.get(figure)}, now {new.get(figure)}"
+
+
+def _world(record: Record) -> World:
+    return record["scenario"], record["seed"]
 
 
 def _name(record: Record) -> str:
@@ -95,17 +131,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="raylane.autoscaling.study.check", description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--share", type=float, default=0.02, help="of the records, 0 to 1")
-    parser.add_argument("--seed", type=int, default=1, help="which records are drawn")
+    parser.add_argument("--seed", type=int, help="which records are drawn (without it others each time)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
+    seed = secrets.randbelow(2**32) if options.seed is None else options.seed
+    print(f"--seed {seed}", flush=True)  # noqa: T201
     try:
-        done = check(options.results, options.share, options.seed, options.workers)
+        done = check(options.results, options.share, seed, options.workers)
     except RaylaneError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
     for scenario, reason in done.left_out.items():
         print(f"NOT CHECKED: {scenario}: {reason}", file=sys.stderr)  # noqa: T201
-    print(f"{done.runs} of {done.recorded} records run again: equal")  # noqa: T201
+    bound = "no bound" if done.bound is None else f"the bounds of {done.bound[0]}, seed {done.bound[1]}"
+    print(f"{done.runs} of {done.recorded} records, and {bound}, run again: equal")  # noqa: T201
     return 0
 
 

@@ -33,8 +33,7 @@ CONDITIONS = (
 CONDITION_SEEDS = {
     "flash-crowd": SEEDS,
     "azure2023-code": SEEDS,
-    "servegen-weekday": SEEDS[:2],
-    "azure2024-conv": SEEDS[:2],
+    "azure2024-code": SEEDS[:2],
 }
 CONDITION_RULES = ("slo", "ray-tuned", "utilization-effective", "kpa")
 

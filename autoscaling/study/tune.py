@@ -79,7 +79,8 @@ def _mean_score(outcomes: list[dict[str, Any]]) -> float:
 
 
 def _steady(outcomes: list[dict[str, Any]]) -> bool:
-    return sum(each["reversals_per_hour"] for each in outcomes) / len(outcomes) <= MOST_REVERSALS_PER_HOUR
+    turns = [float(each["reversals_per_hour"]) for each in outcomes]
+    return sum(turns) / len(turns) <= MOST_REVERSALS_PER_HOUR
 
 
 def main() -> None:

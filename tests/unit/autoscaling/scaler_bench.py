@@ -10,6 +10,7 @@ from live_values import config, snapshot
 from raylane.autoscaling.decider import Fleet
 from raylane.autoscaling.decision import Move
 from raylane.autoscaling.scaler import Scaler
+from raylane.autoscaling.scaler_status import ScalerStatus
 from raylane.cluster.errors import FailedError
 from raylane.cluster.hosts import Host
 from raylane.deployments.config import DeploymentConfig
@@ -28,6 +29,7 @@ class FakeCluster:
         self.counts: dict[str, int] | Exception = dict(targets)
         self.seen: Snapshot | Exception = snapshot()
         self.gpus = gpus
+        self.gpus_of: dict[str, int] = {}
         self.asked: list[tuple[str, int]] = []
         self.machines: tuple[Host, ...] = ()
         self.moved: list[Move] = []
@@ -49,7 +51,7 @@ class FakeCluster:
         return dict(good(self.counts))
 
     async def fleet(self) -> Fleet:
-        return Fleet(self.gpus, "L40S")
+        return Fleet(self.gpus, "L40S", gpus_of=self.gpus_of)
 
     async def hosts(self) -> tuple[Host, ...]:
         return self.machines
@@ -92,10 +94,12 @@ class Bench:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
         self.log: list[Mapping[str, Any]] = []
+        self.measured: list[ScalerStatus] = []
         self.scaler = self.start()
 
     def start(self) -> Scaler:
-        return Scaler(self.cluster, self.log.append, now_s=self.cluster.now_s, wall_s=self.cluster.now_s)
+        clock = self.cluster.now_s
+        return Scaler(self.cluster, self.log.append, lambda status, _: self.measured.append(status), clock, clock)
 
     async def tick(self, times: int = 1, woken: Iterable[str] = (), every_s: float = 1.0) -> None:
         for _ in range(times):

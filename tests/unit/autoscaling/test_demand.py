@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seen_models import model
 
-from raylane.autoscaling.demand import KEEP_S, PRIOR, History, Sample, dispersion, estimate, mix, rate_over, remember
+from raylane.autoscaling.demand import (
+    KEEP_S,
+    PRIOR,
+    History,
+    Sample,
+    dispersion,
+    estimate,
+    mix,
+    rate_over,
+    remember,
+    sized,
+)
 from raylane.autoscaling.observation import ModelSeen
 
 
@@ -115,17 +126,13 @@ def test_the_mix_follows_the_last_quarter_of_an_hour() -> None:
     kept = history([10.0] * 400)
     done, at_s = kept[-1], kept[-1].at_s
     for n in range(1, 200):
-        more = Sample(at_s + 5 * n, done.arrivals + n, done.finished + n, done.prompt_tokens + n * 100, 0.0)
-        kept = remember(
-            kept,
-            model(
-                arrivals_total=more.arrivals,
-                finished_total=more.finished,
-                prompt_tokens_total=more.prompt_tokens,
-                output_tokens_total=done.output_tokens + n * 50,
-            ),
-            more.at_s,
+        more = model(
+            arrivals_total=done.arrivals + n,
+            finished_total=done.finished + n,
+            prompt_tokens_total=(done.prompt_tokens or 0.0) + n * 100,
+            output_tokens_total=(done.output_tokens or 0.0) + n * 50,
         )
+        kept = remember(kept, more, at_s + 5 * n)
     assert mix(kept) == pytest.approx((100.0, 50.0))
 
 
@@ -145,10 +152,50 @@ def test_tokens_that_are_missing_once_keep_their_last_total() -> None:
     assert mix(after) == mix(kept)
 
 
-def test_nothing_is_remembered_until_all_totals_were_known_once() -> None:
+def test_nothing_is_remembered_until_it_is_known_how_many_finished() -> None:
     unknown = model(arrivals_total=5.0, finished_total=None)
     assert remember((), unknown, 0.0) == ()
     assert len(remember((), totals(5.0), 5.0)) == 1
+
+
+def untold(kept: History, samples: int) -> History:
+    """Twenty requests in each further 5 s, whose tokens are not told."""
+    for _ in range(samples):
+        done = kept[-1].arrivals + 20.0
+        seen = model(arrivals_total=done, finished_total=done, prompt_tokens_total=None, output_tokens_total=None)
+        kept = remember(kept, seen, kept[-1].at_s + 5.0)
+    return kept
+
+
+def test_what_finished_while_tokens_are_untold_does_not_shorten_the_mix() -> None:
+    told = history([20.0] * 120)
+    for samples in (1, 60, 150):
+        kept = untold(told, samples)
+        assert mix(kept) == pytest.approx((500.0, 200.0))
+        assert sized(kept)
+        assert estimate(kept, 0.0, 2.0).now_rps == pytest.approx(4.0)
+
+
+def test_tokens_told_again_are_those_of_all_that_finished_meanwhile() -> None:
+    kept = untold(history([20.0] * 120), 60)
+    kept = remember(kept, totals(kept[-1].arrivals + 20.0), kept[-1].at_s + 5.0)
+    assert mix(kept) == pytest.approx((500.0, 200.0))
+
+
+@pytest.mark.parametrize(
+    ("kept", "known"),
+    [
+        pytest.param((), False, id="nothing was seen"),
+        pytest.param(untold((Sample(0.0, 0.0, 0.0, None, None),), 50), False, id="never told"),
+        pytest.param(history([0.0]), True, id="told now, though nothing finished"),
+        pytest.param(untold(history([20.0] * 60), 60), True, id="told while enough finished"),
+        pytest.param(untold(history([0.0] * 60), 1), False, id="told while nothing finished"),
+        pytest.param(untold(history([20.0] * 60), 200), False, id="told longer ago than the mix lasts"),
+    ],
+)
+def test_whether_the_cost_of_a_request_is_known(kept: History, known: bool) -> None:
+    assert sized(kept) is known
+    assert known or mix(kept) == pytest.approx(PRIOR)
 
 
 @pytest.mark.parametrize(

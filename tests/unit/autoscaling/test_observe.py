@@ -1,5 +1,6 @@
 """From snapshots to what a policy sees: totals over parts that come and go, phases, readings that are none."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from live_values import DRAINING, NAN, READY, STARTING, config, report, snapshot
 from raylane.autoscaling.observation import ModelSeen, Phase
 from raylane.autoscaling.observe import Totals, observe
 from raylane.deployments.engines.base import EngineLoad
-from raylane.deployments.reports import ModelTraffic, MoveResult, MoveState, ReplicaState, Snapshot
+from raylane.deployments.reports import ModelTraffic, MoveResult, MoveState, ReplicaReport, ReplicaState, Snapshot
 
 
 def see(*looks: Snapshot, target: int = 1, woken: tuple[str, ...] = ()) -> ModelSeen:
@@ -25,6 +26,13 @@ def see(*looks: Snapshot, target: int = 1, woken: tuple[str, ...] = ()) -> Model
 
 def traffic(received: int, completed: int = 0, **more: Any) -> dict[str, ModelTraffic]:
     return {"m": ModelTraffic(received=received, completed=completed, **more)}
+
+
+def test_tokens_belong_to_every_request_that_ended() -> None:
+    """Those whose client left and those that were cut have cost tokens too; one rejected has cost none."""
+    now = traffic(20, completed=7, cancelled=4, failed=2, rejected=5, open=2)
+    seen = see(snapshot(gateways={"a": traffic(0)}), snapshot(gateways={"a": now}))
+    assert (seen.arrivals_total, seen.finished_total, seen.rejected_total) == (20, 13, 5)
 
 
 def tokens(prompt: float | None, output: float | None) -> EngineLoad:
@@ -100,6 +108,31 @@ def test_totals_never_fall(counts: list[dict[str, int]]) -> None:
 def test_without_a_gateway_that_speaks_arrivals_are_unknown() -> None:
     assert see(snapshot(gateways={})).arrivals_total is None
     assert see(snapshot(gateways={"a": traffic(4)}, gateway_age_s=6.0)).arrivals_total is None
+
+
+def test_while_one_gateway_of_two_is_silent_arrivals_are_unknown() -> None:
+    both = snapshot(gateways={"a": traffic(4), "b": traffic(4)})
+    assert see(both).arrivals_total == 0
+    assert see(replace(both, gateway_age_s={"a": 0.2, "b": 6.0})).arrivals_total is None
+
+
+@pytest.mark.parametrize(
+    ("reports", "told"),
+    [
+        pytest.param([report("a"), report("b")], True, id="all tell"),
+        pytest.param([report("a", load=EngineLoad(0, 3, 0.1))], False, id="an engine that never tells"),
+        pytest.param([report("a"), report("b", load=EngineLoad(0, 3, 0.1))], False, id="one of two does not tell"),
+        pytest.param([report("a"), report("b", state=STARTING, load=EngineLoad())], True, id="one that loads has none"),
+    ],
+)
+def test_token_totals_are_unknown_unless_every_ready_replica_tells(reports: list[ReplicaReport], told: bool) -> None:
+    seen = see(snapshot(*reports), snapshot(*reports), target=len(reports))
+    assert (seen.prompt_tokens_total is not None, seen.output_tokens_total is not None) == (told, told)
+
+
+def test_token_totals_are_unknown_until_an_engine_has_told_and_known_while_none_is_ready() -> None:
+    assert see(snapshot(), target=0).output_tokens_total is None
+    assert see(snapshot(report("r")), snapshot(), target=0).output_tokens_total == 0
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,52 @@ async def test_an_idle_replica_is_named_also_when_the_autoscaler_dies_every_day(
     assert [idle.replica_id for idle in one.scaler.status.idle] == ["r"]
 
 
+@pytest.mark.parametrize(
+    ("hosts", "named"),
+    [
+        pytest.param([{"10.0.0.9": 4}] * 13, ["10.0.0.9"], id="never used"),
+        pytest.param([{"10.0.0.1": 4}] * 13, [], id="a replica is on one of its GPUs"),
+        pytest.param([{"10.0.0.9": 0}] * 13, [], id="without GPUs"),
+        pytest.param([{"10.0.0.9": 4}] * 8 + [{}] + [{"10.0.0.9": 4}] * 8, [], id="was away in between"),
+    ],
+)
+async def test_hosts_that_no_replica_uses_are_named_with_their_cost(
+    hosts: list[dict[str, int]], named: list[str]
+) -> None:
+    one = bench({"m": 1}, {"usd_per_gpu_hour": 2.0}, m={})
+    one.cluster.seen = snapshot(report("r", used_percent=60.0))
+    for gpus_of in hosts:
+        one.cluster.gpus_of = gpus_of
+        await one.tick(every_s=2 * HOUR_S)
+        one.scaler = one.start()
+    await one.tick()
+    await one.tick()
+    assert [idle.host for idle in one.scaler.status.idle_hosts] == named
+    if named:
+        (idle,) = one.scaler.status.idle_hosts
+        assert idle.problem == "no replica on any of 4 GPUs for 26.0 h, $208.00"
+        assert idle.usd == pytest.approx(208.0, rel=1e-4)
+        assert [entry["idle_host"] for entry in one.log[-1:]] == named
+
+
+async def test_an_idle_host_is_logged_once() -> None:
+    one = bench({"m": 1}, m={})
+    one.cluster.gpus_of = {"10.0.0.9": 4}
+    await one.tick(20, every_s=2 * HOUR_S)
+    assert [entry["idle_host"] for entry in one.log if "idle_host" in entry] == ["10.0.0.9"]
+
+
+async def test_what_is_scaled_no_more_is_measured_as_none_wanted() -> None:
+    one = bench({"m": 1, "n": 2}, m={}, n={})
+    await one.tick()
+    both = one.measured[-1].wanted(())
+    one.cluster.deployed = None
+    await one.tick()
+    assert both == {"m": 1, "n": 2}
+    assert one.measured[-1].wanted(both) == {"m": 0, "n": 0}
+    assert not one.measured[-1].blind, "there is nothing to decide"
+
+
 async def test_what_an_older_version_kept_is_left_alone() -> None:
     one = bench({"m": 1}, m={"replicas": {"min": 2, "max": 3}})
     one.cluster.text = json.dumps({"watches": {"r": {"other": 1}}})

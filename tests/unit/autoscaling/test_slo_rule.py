@@ -144,10 +144,13 @@ def test_chance_hardly_turns_it(loads: float, most_an_hour: int, seed: int) -> N
     assert min(targets) >= loads
 
 
-def test_it_asks_for_no_fewer_at_a_higher_load() -> None:
-    ends = [Loop(RULE, lambda _, n=n: 0.5 * n * RATE_RPS).run(900.0)[-1] for n in range(18)]  # type: ignore[misc]
-    assert ends == sorted(ends)
-    assert ends[0] < ends[-1]
+@given(loads=st.tuples(st.floats(0.0, 9.0), st.floats(0.0, 9.0)).map(sorted), start=st.integers(1, 12))
+@settings(derandomize=True, max_examples=15, deadline=None)
+def test_it_asks_for_no_fewer_at_a_higher_load(loads: list[float], start: int) -> None:
+    """At no moment, from the same start."""
+    low, high = (Loop(RULE, lambda _, load=load: load * RATE_RPS, start).run(900.0) for load in loads)  # type: ignore[misc]
+    assert all(few <= many for few, many in zip(low, high, strict=True))
+    assert low[-1] < high[-1] or loads[1] - loads[0] < 2.0
 
 
 def test_a_larger_margin_asks_for_no_fewer() -> None:
@@ -239,16 +242,55 @@ BLIND = {"arrivals_total": None, "finished_total": None}
         ),
         pytest.param(model(0, held=1, **BLIND), (1, Reason.WAKE), id="a held request wakes"),
         pytest.param(model(0, **BLIND), (0, Reason.BLIND), id="zero stays zero"),
-        pytest.param(
-            model(2, each=reading(1), prompt_tokens_total=None),
-            (2, Reason.BUSY),
-            id="tokens never known are no readings",
-        ),
     ],
 )
 def test_without_counts_of_arrivals(seen: ModelSeen, expected: tuple[int, Reason]) -> None:
     wish = answers(RULE, spec(), [(0.0, seen), (1200.0, seen)])[-1]
     assert (wish.replicas, wish.reason) == expected
+
+
+@pytest.mark.parametrize("start", [1, 3])
+def test_after_blindness_the_patience_begins_anew(start: int) -> None:
+    """Twenty blind minutes say nothing of the load, so they are no reason to give a replica back."""
+    loop = Loop(RULE, lambda _: 0.0 if start == 1 else 0.5 * RATE_RPS, target=start)
+    loop.run(20.0)
+    for n in range(240):
+        blind = loop.see()._replace(arrivals_total=None)
+        _, loop.memory = RULE.wish(loop.of, blind, loop.at_s + n * TICK_S, loop.memory)
+    loop.at_s += 1200.0
+    seen = len(loop.targets)
+    targets = loop.run(900.0)[seen:]
+    first = next(n for n, target in enumerate(targets) if target < start)
+    assert first * TICK_S >= (RULE.idle_s if start == 1 else RULE.hold_s) - 2 * TICK_S
+
+
+UNTOLD = {"prompt_tokens_total": None, "output_tokens_total": None}
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        pytest.param(model(4, each=reading(1), **UNTOLD), (4, Reason.BUSY), id="busy replicas are not taken away"),
+        pytest.param(
+            model(1, each=reading(round(3 * HOLDS)), **UNTOLD), (4, Reason.DEMAND), id="many requests inside add some"
+        ),
+        pytest.param(model(4, each=reading(0), **UNTOLD), (3, Reason.SHRINK), id="idle ones are, one at a time"),
+        pytest.param(model(1, each=reading(0), **UNTOLD), (0, Reason.IDLE), id="and the last one"),
+        pytest.param(
+            model(4, each=reading(None, None), **UNTOLD), (4, Reason.BUSY), id="ones without readings may be busy"
+        ),
+        pytest.param(model(0, held=1, **UNTOLD), (1, Reason.WAKE), id="a held request wakes"),
+        pytest.param(model(0, **UNTOLD), (0, Reason.IDLE), id="zero stays zero"),
+    ],
+)
+def test_of_engines_that_tell_no_tokens(seen: ModelSeen, expected: tuple[int, Reason]) -> None:
+    wish = answers(RULE, spec(), [(0.0, seen), (1200.0, seen)])[-1]
+    assert (wish.replicas, wish.reason) == expected
+
+
+def test_a_replica_without_readings_is_not_taken_for_idle() -> None:
+    seen = model(1, each=reading(None, None, None, None))
+    assert answers(RULE, spec(), [(n * 60.0, seen) for n in range(30)])[-1].replicas == 1
 
 
 def test_a_blind_moment_is_not_taken_for_a_jump() -> None:

@@ -46,6 +46,23 @@ def test_a_local_folder_is_read(tmp_path: Path) -> None:
     assert specs["local"].profile == specs["builtin"].profile
 
 
+def test_a_weight_format_that_cannot_be_sized_is_fine_where_capacity_is_given(tmp_path: Path) -> None:
+    odd = {**builtin_config("builtin:llama-3-8b-shape"), "quantization_config": {"quant_method": "mxfp4"}}
+    (tmp_path / "config.json").write_text(json.dumps(odd))
+    model = {"source": str(tmp_path), "engine": VLLM}
+    assert model_specs(config(m={**model, "capacity": CAPACITY}), "L40S", "f")["m"].profile.kv_tokens == 100_000
+    with pytest.raises(UsageError, match=r"m\.capacity: is missing, .*'mxfp4' cannot be sized"):
+        model_specs(config(m=model), "L40S", "f")
+
+
+def test_the_draft_of_speculation_takes_its_part_of_the_cache() -> None:
+    speculative = {"method": "draft_model", "model": "org/draft", "num_speculative_tokens": 5}
+    specs = model_specs(
+        config(alone={"engine": VLLM}, both={"engine": {**VLLM, "speculative": speculative}}), "L40S", "f"
+    )
+    assert specs["both"].profile.kv_tokens < 0.7 * specs["alone"].profile.kv_tokens
+
+
 def test_bounds_priority_and_gpus_come_along_and_fixed_models_are_left_out() -> None:
     wide = {
         "engine": {**VLLM, "quantization": "awq"},

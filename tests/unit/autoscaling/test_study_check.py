@@ -1,7 +1,7 @@
 """The check runs records again: equal ones pass, changed ones and misfiled ones are named, absent traces are said."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,8 @@ import pytest
 
 from raylane.autoscaling.lab.plan import TRACES_VARIABLE
 from raylane.autoscaling.study import check as check_module
-from raylane.autoscaling.study.check import check, draw, main, without_traces
+from raylane.autoscaling.study.bounds import World
+from raylane.autoscaling.study.check import check, draw, draw_bound, main, without_traces
 from raylane.autoscaling.study.job import Job, Records
 from raylane.autoscaling.study.runner import run_job
 from raylane.cluster.errors import FailedError, UsageError
@@ -48,12 +49,79 @@ def test_without_its_traces_a_scenario_is_left_out_aloud(
 ) -> None:
     monkeypatch.setenv(TRACES_VARIABLE, str(tmp_path))
     Records(tmp_path / "test").add(NEEDS_TRACE, {"gpu_hours": 1.0})
+    (tmp_path / "bounds.jsonl").write_text('{"scenario": "azure2023-code", "seed": 11}\n', encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["check", str(tmp_path)])
     assert main() == 0
     printed = capsys.readouterr()
     assert "NOT CHECKED: azure2023-code: " in printed.err
     assert "azure2023_code.csv.gz: no such trace" in printed.err
-    assert "0 of 1 records run again" in printed.out
+    assert "0 of 1 records, and no bound, run again" in printed.out
+
+
+def test_each_call_draws_others_and_says_how_to_draw_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(TRACES_VARIABLE, str(tmp_path))
+    Records(tmp_path / "test").add(NEEDS_TRACE, {"gpu_hours": 1.0})
+
+    def seed_of(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["check", str(tmp_path), *arguments])
+        assert main() == 0
+        return capsys.readouterr().out.splitlines()[0].removeprefix("--seed ")
+
+    assert len({seed_of() for _ in range(3)}) > 1
+    assert seed_of("--seed", "7") == "7"
+
+
+def test_runs_of_the_tuning_are_drawn_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Records(tmp_path / "test").add(JOB, {})
+    tuning = Job("tune-step", "slo", "slo", {"burst_margin": 1.0}, 1)
+    Records(tmp_path / "tuning").add(tuning, {})
+    drawn: list[str] = []
+
+    def note(records: Sequence[Mapping[str, Any]], workers: int) -> Iterator[str]:
+        drawn.extend(record["key"] for record in records)
+        return iter(())
+
+    monkeypatch.setattr(check_module, "differences", note)
+    assert check(tmp_path, 1.0, 1, 1).recorded == 2
+    assert sorted(drawn) == sorted((JOB.key, tuning.key))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({}, None, id="equal"),
+        pytest.param(
+            {"fluid_gpu_hours": 3.5}, "lull, seed 11: fluid_gpu_hours is recorded as 3.5, now 3.0", id="changed"
+        ),
+        pytest.param({"seed": 12}, None, id="equal on another seed"),
+    ],
+)
+def test_a_bound_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str | None
+) -> None:
+    def computed(world: World) -> dict[str, Any]:
+        return {"scenario": world[0], "seed": world[1], "fluid_gpu_hours": 3.0, "static": {"counts": (1, 2)}}
+
+    Records(tmp_path / "test").add(JOB, {})
+    recorded = computed(("lull", 11)) | change
+    (tmp_path / "bounds.jsonl").write_text(json.dumps(recorded) + "\n", encoding="utf-8")
+    monkeypatch.setattr(check_module, "differences", lambda records, workers: iter(()))
+    monkeypatch.setattr(check_module, "bounds_of", computed)
+    if message is None:
+        assert check(tmp_path, 1.0, 1, 1).bound == ("lull", recorded["seed"])
+    else:
+        with pytest.raises(FailedError, match=message):
+            check(tmp_path, 1.0, 1, 1)
+
+
+def test_every_bound_can_be_drawn() -> None:
+    bounds = [{"scenario": "lull", "seed": seed} for seed in range(5)]
+    drawn = [draw_bound(bounds, seed) for seed in range(100)]
+    assert all(bound in drawn for bound in bounds)
+    assert draw_bound(bounds, 3) == draw_bound(bounds, 3)
+    assert draw_bound([], 1) is None
 
 
 def test_synthetic_scenarios_need_no_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
