@@ -227,7 +227,9 @@ async def test_sigterm_ends_it_also_while_loading() -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=5) == 0
     with running("--cold-start-s", "60", wait=False) as (_, process):
-        while not catches_term(process.pid):
+        for _ in range(200):
+            if catches_term(process.pid):
+                break
             await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=5) == 0
