@@ -13,6 +13,7 @@ from raylane.autoscaling.study.tune import KNOBS
 SEEDS = range(11, 21)
 LONG = ("servegen-weekday", "azure2024-conv", "azure2024-code")  # many requests: fewer levels
 LONG_LEVELS = (1, 3, 5)  # of the six of a sweep
+WEEK = "week"  # once for each policy, at its tuned setting
 AS_SHIPPED = {"ray-default": "Ray Serve's default as shipped", "utilization": "70/40 with 15 min cooldown"}
 ABLATIONS = (
     "slo-with-forecast",
@@ -39,8 +40,8 @@ CONDITION_RULES = ("slo", "ray-tuned", "utilization-effective", "kpa")
 
 
 def held_out_scenarios() -> list[str]:
-    """Everything that no knob was tuned on, the short ones first."""
-    names = [name for name in the_plan().scenarios if not name.startswith("tune-")]
+    """Everything that no knob was tuned on but the week, the short ones first."""
+    names = [name for name in the_plan().scenarios if not name.startswith("tune-") and name != WEEK]
     return [name for name in names if name not in LONG] + [name for name in names if name in LONG]
 
 
@@ -52,6 +53,15 @@ def frozen_knobs(path: Path = KNOBS) -> dict[str, dict[str, Any]]:
 def study_jobs() -> list[Job]:
     """Every run of the test: sweeps, rules as shipped, fixed fleets, ablations; then changed conditions."""
     return [job for scenario in held_out_scenarios() for job in _scenario_jobs(scenario)] + list(_condition_jobs())
+
+
+def week_jobs() -> list[Job]:
+    """Every policy at its tuned setting on the whole week, and fixed fleets of 10 and 12 GPUs."""
+    tuned = [Job(WEEK, rule, rule, knobs, SEEDS[0]) for rule, knobs in frozen_knobs().items()]
+    shipped = [Job(WEEK, label, rule, {}, SEEDS[0]) for rule, label in AS_SHIPPED.items()]
+    fleets = {f"fixed {small} + 3": {"llama-8b": small, "llama-70b": 3} for small in (4, 6)}
+    fixed = [Job(WEEK, name, "fixed", {"replicas": counts}, SEEDS[0]) for name, counts in fleets.items()]
+    return tuned + shipped + fixed
 
 
 def _scenario_jobs(scenario: str) -> Iterator[Job]:

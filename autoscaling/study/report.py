@@ -2,7 +2,7 @@
 `python -m raylane.autoscaling.study.report RESULTS_FOLDER DOCS_FILE`.
 
 Only what is between `<!-- study:NAME -->` and `<!-- /study:NAME -->` is replaced; NAME is one of headline, models,
-front, detail, ablation, conditions and knobs. The figure goes to figures/autoscaling-pareto.svg beside the page.
+front, detail, ablation, conditions, knobs and week. The figure goes to figures/autoscaling-pareto.svg beside the page.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from raylane.autoscaling.study.jobs import study_jobs
 from raylane.autoscaling.study.markdown import filled
 from raylane.autoscaling.study.models import models
 from raylane.autoscaling.study.runs import OWN, Measure, Study, mean, read_study
-from raylane.autoscaling.study.tables import ablation, conditions, detail, knobs
+from raylane.autoscaling.study.tables import ablation, conditions, detail, knobs, week
 from raylane.cluster.errors import RaylaneError, UsageError
 
 PARTS: Mapping[str, Callable[[Study], str]] = {
@@ -30,6 +30,7 @@ PARTS: Mapping[str, Callable[[Study], str]] = {
     "ablation": ablation,
     "conditions": conditions,
     "knobs": knobs,
+    "week": week,
 }
 FIGURE = Path("figures") / "autoscaling-pareto.svg"
 FIGURE_MEASURE: Measure = "worst_model"

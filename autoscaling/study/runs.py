@@ -75,6 +75,7 @@ class Study:
     runs: tuple[Run, ...]
     bounds: tuple[Bounds, ...]
     knobs: Mapping[str, Mapping[str, Any]]
+    week: tuple[Run, ...] = ()
 
     def scenarios(self) -> list[str]:
         """Names in the order in which they were first run."""
@@ -91,11 +92,14 @@ class Study:
 
 def read_study(folder: Path) -> Study:
     """The results folder. Bounds may be missing, knobs are then those of the package; UsageError without one run."""
-    tests = folder / "test"
-    runs = tuple(map(_run, Records(tests).read())) if tests.is_dir() else ()
+    runs, week = (_read_runs(folder / part) for part in ("test", "week"))
     if not runs:
         raise UsageError(f"{folder}: no runs in test/*.jsonl; make autoscaling-study makes them")
-    return Study(runs, tuple(_read_bounds(folder / "bounds.jsonl")), _read_knobs(folder / "knobs.json"))
+    return Study(runs, tuple(_read_bounds(folder / "bounds.jsonl")), _read_knobs(folder / "knobs.json"), week)
+
+
+def _read_runs(folder: Path) -> tuple[Run, ...]:
+    return tuple(map(_run, Records(folder).read())) if folder.is_dir() else ()
 
 
 def _read_knobs(path: Path) -> Mapping[str, Mapping[str, Any]]:

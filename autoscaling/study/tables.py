@@ -30,6 +30,22 @@ def detail(study: Study) -> str:
     return table(["scenario", "policy", *HEADINGS], rows, 2)
 
 
+def week(study: Study) -> str:
+    """Every policy on the week: GPU-hours, attainment of each model and in the worst ten minutes, reversals."""
+    models = list(dict.fromkeys(model["name"] for run in study.week for model in run.outcome["models"]))
+    rows = [
+        [
+            run.policy,
+            f"{run.outcome['gpu_hours']:,.0f}",
+            *(f"{100 * model['good'] / model['requests']:.1f} %" for model in run.outcome["models"]),
+            f"{100 * run.outcome['worst_10_minutes']:.1f} %",
+            f"{run.outcome['reversals_per_hour']:.1f}",
+        ]
+        for run in sorted(study.week, key=lambda run: -run.outcome["worst_model"])
+    ]
+    return table(["policy", "GPU-hours", *models, "worst 10 min", "reversals/h"], rows, 1)
+
+
 def ablation(study: Study) -> str:
     """What each part of raylane's own rule is worth: the rule without it minus the rule with it, paired by seed."""
     rows = []

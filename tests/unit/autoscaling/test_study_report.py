@@ -8,10 +8,12 @@ import pytest
 from study_values import SWEEPS, outcome, rows, write
 
 from raylane.autoscaling.study.job import Conditions, Job, Records
+from raylane.autoscaling.study.jobs import study_jobs, week_jobs
 from raylane.autoscaling.study.markdown import filled
 from raylane.autoscaling.study.report import PARTS, write_report
 from raylane.autoscaling.study.runs import read_study
-from raylane.autoscaling.study.tables import ablation, comparable, conditions, detail, knobs
+from raylane.autoscaling.study.tables import ablation, comparable, conditions, detail, knobs, week
+from raylane.autoscaling.study.tune import TUNED
 from raylane.cluster.errors import UsageError
 
 SLOW = Conditions(service_time=1.2)
@@ -49,6 +51,26 @@ def test_conditions_compare_the_same_settings_and_seeds_as_normal(tmp_path: Path
     slow = next(line for line in conditions(study).splitlines() if "service_time x1.2" in line)
     assert "slo 12.0, kpa 19.5" in slow
     assert "+38.5 % (one seed)" in slow
+
+
+def test_the_week_stands_apart_from_the_scenarios_best_attainment_first(tmp_path: Path) -> None:
+    write(tmp_path, {"slo": SWEEPS["slo"]})
+    for name, gpu_hours, worst in (("kpa", 1050.4, 0.92), ("slo", 1332.0, 0.98)):
+        Records(tmp_path / "week").add(Job("week", name, name, {}, 11), outcome(gpu_hours, worst))
+    study = read_study(tmp_path)
+    assert study.scenarios() == ["step"]
+    assert week(study).splitlines()[0] == "| policy | GPU-hours | big | small | worst 10 min | reversals/h |"
+    assert week(study).splitlines()[2:] == [
+        "| slo | 1,332 | 98.0 % | 99.9 % | 50.0 % | 1.5 |",
+        "| kpa | 1,050 | 92.0 % | 99.9 % | 50.0 % | 1.5 |",
+    ]
+
+
+def test_the_week_is_run_once_for_each_tuned_rule_and_no_seed_of_the_test_has_it() -> None:
+    jobs = week_jobs()
+    assert {job.scenario for job in jobs} == {"week"}
+    assert len({job.policy for job in jobs}) == len(jobs) == len(TUNED) + 4
+    assert "week" not in {job.scenario for job in study_jobs()}
 
 
 def test_knobs_are_listed_best_score_first(tmp_path: Path) -> None:
