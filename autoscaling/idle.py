@@ -47,6 +47,7 @@ class EmptyHost:
 
     gpus: int
     since_s: float
+    seen_s: float
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,14 @@ def _cost(for_s: float, gpus: int, usd_per_gpu_hour: float | None) -> tuple[floa
 
 
 def watch_hosts(empty: EmptyHosts, snapshot: Snapshot, gpus: Mapping[str, int], now_s: float) -> dict[str, EmptyHost]:
-    """The hosts of whose GPUs no replica holds one, after one more look. `gpus` of every host, by its address."""
+    """The hosts of whose GPUs no replica holds one, after one more look. `gpus` of every host, by its address.
+
+    After a time in which nobody looked it begins anew: a replica may have been there.
+    """
+    watched = {host for host, one in empty.items() if now_s - one.seen_s <= FORGET_AFTER_S}
     used = {report.node_ip for report in snapshot.replicas if report.gpu_uuids}
     return {
-        host: EmptyHost(count, empty[host].since_s if host in empty else now_s)
+        host: EmptyHost(count, empty[host].since_s if host in watched else now_s, now_s)
         for host, count in gpus.items()
         if count and host not in used
     }

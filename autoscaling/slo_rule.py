@@ -94,7 +94,7 @@ class SloRule:
         caches = [replica.kv_use for replica in seen.ready if replica.kv_use is not None]
         if waiting and caches and (full := sum(caches) / FULL_CACHE) > max(need, len(caches)):
             need, reason = full, Reason.MEMORY
-        return need + sum(1 for replica in seen.replicas if replica.sick), reason
+        return need + self._sick(seen), reason
 
     def _step(
         self, spec: ModelSpec, seen: ModelSeen, need: float, reason: Reason, past: "SloMemory", at_s: float
@@ -177,7 +177,7 @@ class SloRule:
 
     def _unsized(self, spec: ModelSpec, seen: ModelSeen, past: "SloMemory", at_s: float) -> tuple[Wish, "SloMemory"]:
         """No tokens: go by what the engines hold, and shrink only while they are known to hold nothing."""
-        need = (self._inside(seen) + seen.held) / self._holds(spec, mix(past.history))
+        need = (self._inside(seen) + seen.held) / self._holds(spec, mix(past.history)) + self._sick(seen)
         past = self._note(past, seen, need, at_s)
         replicas, reason, after = self._step(spec, seen, need, Reason.DEMAND, past, at_s)
         detail = f"need {need:.2f} by the requests inside; the engines tell no tokens"
@@ -186,7 +186,11 @@ class SloRule:
         return Wish(replicas, reason, need, detail), after
 
     def _inside(self, seen: ModelSeen) -> int:
-        return sum((replica.running or 0) + (replica.waiting or 0) for replica in seen.ready)
+        """Requests of replicas that get on."""
+        return sum((one.running or 0) + (one.waiting or 0) for one in seen.ready if not one.sick)
+
+    def _sick(self, seen: ModelSeen) -> int:
+        return sum(1 for replica in seen.replicas if replica.sick)
 
     def _holds(self, spec: ModelSpec, requests: Mix) -> float:
         """Requests that one replica is to hold."""
@@ -195,7 +199,7 @@ class SloRule:
     def _blind(self, spec: ModelSpec, seen: ModelSeen, requests: Mix) -> Wish:
         """No counts of arrivals: go by what the engines hold, never shrink busy GPUs, else stay."""
         if inside := self._inside(seen):
-            need = inside / self._holds(spec, requests)
+            need = inside / self._holds(spec, requests) + self._sick(seen)
             return Wish(max(seen.target, ceil(need)), Reason.DEMAND if need > seen.target else Reason.BUSY, need)
         if any((replica.gpu_utilization or 0.0) > BUSY for replica in seen.ready):
             return Wish(seen.target, Reason.BUSY)

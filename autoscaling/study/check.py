@@ -57,10 +57,11 @@ def check(results: Path, share: float, seed: int, workers: int) -> Checked:
 
 
 def recorded_runs(results: Path) -> Sequence[Record]:
-    """Every run of the test and of the tuning. UsageError without one of the test."""
+    """Every run of the test, of the tuning and of the week. UsageError without one of the test."""
     if not (results / "test").is_dir() or not (found := Records(results / "test").read()):
         raise UsageError(f"{results}: no runs in test/*.jsonl")
-    return found + (Records(results / "tuning").read() if (results / "tuning").is_dir() else [])
+    others = [Records(results / part).read() for part in ("tuning", "week") if (results / part).is_dir()]
+    return [record for each in (found, *others) for record in each]
 
 
 def draw(records: Sequence[Record], share: float, seed: int) -> list[Record]:

@@ -15,7 +15,7 @@ from raylane.autoscaling.lab.figure import Panel, pareto_figure, save_svg
 from raylane.autoscaling.lab.pareto import Point
 from raylane.autoscaling.study.headline import ATTAINMENT, BOUNDS, front, headline, mean_points
 from raylane.autoscaling.study.job import Records
-from raylane.autoscaling.study.jobs import study_jobs
+from raylane.autoscaling.study.jobs import study_jobs, week_jobs
 from raylane.autoscaling.study.markdown import filled
 from raylane.autoscaling.study.models import models
 from raylane.autoscaling.study.runs import OWN, Measure, Study, mean, read_study
@@ -50,9 +50,10 @@ def write_report(results: Path, page: Path) -> Path:
 
 def unrecorded(results: Path) -> str | None:
     """A warning when runs of the study, with the package's frozen knobs, are not in the folder."""
-    jobs = study_jobs()
-    missing = len(Records(results / "test").missing(jobs))
-    return f"{missing} of the study's {len(jobs)} runs are not recorded: the tables are of a part" if missing else None
+    parts = {"test": study_jobs(), "week": week_jobs()}
+    missing = sum(len(Records(results / part).missing(jobs)) for part, jobs in parts.items())
+    runs = sum(map(len, parts.values()))
+    return f"{missing} of the study's {runs} runs are not recorded: the tables are of a part" if missing else None
 
 
 def panel(study: Study, scenario: str) -> Panel:

@@ -15,7 +15,7 @@ from raylane.autoscaling.study.load import setup_of
 
 def run_jobs(jobs: Iterable[Job], records: Records, workers: int) -> int:
     """Run what is missing, in any order; the number of runs made."""
-    todo = records.missing(list(jobs))
+    todo = records.missing(list({job.key: job for job in jobs}.values()))
     begin_s, done = time.monotonic(), 0
     with get_context("fork").Pool(workers, maxtasksperchild=200) as pool:
         for job, found in pool.imap_unordered(_run, sorted(todo, key=lambda job: (job.scenario, job.seed))):

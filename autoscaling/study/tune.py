@@ -59,13 +59,14 @@ def score(outcome: dict[str, Any]) -> float:
 
 def best_knobs(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The setting of each rule with the best mean score over the tuning scenarios."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, dict[str, dict[str, Any]]]] = defaultdict(lambda: defaultdict(dict))
     for record in records:
-        found[record["rule"]][json.dumps(record["knobs"], sort_keys=True)].append(record["outcome"])
-    every = len(tuning_scenarios())
+        knobs = json.dumps(record["knobs"], sort_keys=True)
+        found[record["rule"]][knobs][record["scenario"]] = record["outcome"]
+    every = set(tuning_scenarios())
     best = {}
     for rule, outcomes in found.items():
-        complete = {knobs: each for knobs, each in outcomes.items() if len(each) == every}
+        complete = {knobs: list(each.values()) for knobs, each in outcomes.items() if set(each) == every}
         allowed = {knobs: each for knobs, each in complete.items() if rule != OWN or _steady(each)}
         if allowed:
             knobs = min(allowed, key=lambda name: (_mean_score(allowed[name]), name))

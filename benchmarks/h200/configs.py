@@ -24,7 +24,7 @@ SCALED = {
     "cold_start_s": 90,
     "drain_timeout_s": 120,
 }
-# The rule's usual patience would not fit into ten minutes: it shrinks after 5 minutes and goes to zero after 10.
+# The rule's usual patience would not fit into ten minutes: it shrinks after 7.5 minutes and goes to zero after 10.
 SCALING = {
     "policy": "slo",
     "decide_every_s": 5,

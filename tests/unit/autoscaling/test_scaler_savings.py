@@ -82,13 +82,16 @@ async def test_an_idle_replica_is_named_also_when_the_autoscaler_dies_every_day(
     assert [idle.replica_id for idle in one.scaler.status.idle] == ["r"]
 
 
+LOOKS_EVERY_S = 540.0  # for a long day in few steps
+
+
 @pytest.mark.parametrize(
     ("hosts", "named"),
     [
-        pytest.param([{"10.0.0.9": 4}] * 13, ["10.0.0.9"], id="never used"),
-        pytest.param([{"10.0.0.1": 4}] * 13, [], id="a replica is on one of its GPUs"),
-        pytest.param([{"10.0.0.9": 0}] * 13, [], id="without GPUs"),
-        pytest.param([{"10.0.0.9": 4}] * 8 + [{}] + [{"10.0.0.9": 4}] * 8, [], id="was away in between"),
+        pytest.param([{"10.0.0.9": 4}] * 174, ["10.0.0.9"], id="never used"),
+        pytest.param([{"10.0.0.1": 4}] * 174, [], id="a replica is on one of its GPUs"),
+        pytest.param([{"10.0.0.9": 0}] * 174, [], id="without GPUs"),
+        pytest.param([{"10.0.0.9": 4}] * 107 + [{}] + [{"10.0.0.9": 4}] * 107, [], id="was away in between"),
     ],
 )
 async def test_hosts_that_no_replica_uses_are_named_with_their_cost(
@@ -98,22 +101,33 @@ async def test_hosts_that_no_replica_uses_are_named_with_their_cost(
     one.cluster.seen = snapshot(report("r", used_percent=60.0))
     for gpus_of in hosts:
         one.cluster.gpus_of = gpus_of
-        await one.tick(every_s=2 * HOUR_S)
+        await one.tick(every_s=LOOKS_EVERY_S)
         one.scaler = one.start()
     await one.tick()
     await one.tick()
     assert [idle.host for idle in one.scaler.status.idle_hosts] == named
     if named:
         (idle,) = one.scaler.status.idle_hosts
-        assert idle.problem == "no replica on any of 4 GPUs for 26.0 h, $208.00"
-        assert idle.usd == pytest.approx(208.0, rel=1e-4)
+        assert idle.problem == "no replica on any of 4 GPUs for 26.1 h, $208.80"
+        assert idle.usd == pytest.approx(208.8, rel=1e-4)
         assert [entry["idle_host"] for entry in one.log[-1:]] == named
+
+
+async def test_a_host_that_nobody_watched_for_a_while_begins_anew() -> None:
+    """A replica may have been there while no autoscaler was."""
+    one = bench({"m": 1}, m={})
+    one.cluster.gpus_of = {"10.0.0.9": 4}
+    await one.tick(120, every_s=LOOKS_EVERY_S)
+    one.cluster.clock_s += 48 * HOUR_S
+    one.scaler = one.start()
+    await one.tick(2)
+    assert one.scaler.status.idle_hosts == ()
 
 
 async def test_an_idle_host_is_logged_once() -> None:
     one = bench({"m": 1}, m={})
     one.cluster.gpus_of = {"10.0.0.9": 4}
-    await one.tick(20, every_s=2 * HOUR_S)
+    await one.tick(180, every_s=LOOKS_EVERY_S)
     assert [entry["idle_host"] for entry in one.log if "idle_host" in entry] == ["10.0.0.9"]
 
 

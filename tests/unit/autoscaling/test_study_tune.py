@@ -13,11 +13,12 @@ def records(rule: str, each: dict[str, tuple[float, float, float]], scenarios: i
     return [
         {
             "rule": rule,
+            "scenario": scenario,
             "knobs": {"name": name},
             "outcome": {"hours": 1.0, "gpu_hours": gpu_hours, "worst_model": worst, "reversals_per_hour": turns},
         }
         for name, (gpu_hours, worst, turns) in each.items()
-        for _ in range(scenarios)
+        for scenario in ("a", "b")[:scenarios]
     ]
 
 
@@ -55,6 +56,12 @@ def test_raylanes_own_must_not_turn_back_often_while_others_may() -> None:
 
 def test_a_setting_that_was_not_run_everywhere_does_not_count() -> None:
     assert best_knobs(records("kpa", {"half": (1.0, 1.0, 0.0)}, scenarios=1)) == {}
+
+
+def test_a_setting_that_was_recorded_twice_counts_once() -> None:
+    once = records("kpa", {"good": (5.0, 0.99, 0.0), "other": (9.0, 0.99, 0.0)})
+    assert best_knobs(once + records("kpa", {"good": (5.0, 0.99, 0.0)})) == best_knobs(once)
+    assert best_knobs(records("kpa", {"half": (1.0, 1.0, 0.0)}, scenarios=1) * 2) == {}
 
 
 def test_every_rule_has_the_same_budget_and_the_same_draws_each_time() -> None:
