@@ -159,7 +159,7 @@ def holders(folder: Path, part: str = "gpus") -> list[Holder]:
 
 def _signed(path: Path) -> Holder | None:
     """Who wrote itself into a lock file; None where nobody has, or where it cannot be read."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         signed = json.loads(path.read_text())
         return Holder(path.name, signed["owner"], signed["pid"])
     return None
@@ -197,8 +197,13 @@ def _try_lock(path: Path) -> int | None:
 
 
 def _sign(fd: int, owner: str) -> None:
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps({"owner": owner, "pid": os.getpid()}).encode(), 0)
+    """Write the owner into its lock file. Raises FailedError where that cannot be done, as on a full disk."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"owner": owner, "pid": os.getpid()}).encode(), 0)
+    except OSError as error:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        raise FailedError(f"{path}: cannot be signed by {owner}: {error.strerror}") from error
 
 
 def _lease_ports(folder: Path, host: str) -> tuple[range, int]:

@@ -271,8 +271,9 @@ def read_state(folder: Path) -> NodeState | None:
 
 def write_state(state: NodeState, folder: Path) -> None:
     partial = folder / "node.json.partial"
-    partial.write_text(json.dumps(asdict(state)))
-    partial.rename(folder / "node.json")
+    with using(folder):
+        partial.write_text(json.dumps(asdict(state)))
+        partial.rename(folder / "node.json")
 
 
 def name_of(pid: int) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def with_measurements(folder: Path, host: Host) -> Host:
         try:
             kept = load_recording(path)[0]
         except (UsageError, IndexError) as error:
-            problems.append(f"measurements not used: {error}")
+            problems.append(f"measurements not used: {error}; delete {path}")
             continue
         if kept.driver_version == host.driver_version:
             measured |= {frozenset((link.a, link.b)): link.measured for link in kept.links if link.measured}
@@ -51,5 +52,9 @@ def with_measurements(folder: Path, host: Host) -> Host:
 
 
 def oldest_first(paths: Iterable[Path]) -> list[Path]:
-    """The files by the time they were written; those of one time by name."""
-    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
+    """The files by the time they were written; those of one time by name. What has gone meanwhile is left out."""
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path.name, path))
+    return [path for _, _, path in sorted(found)]

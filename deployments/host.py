@@ -35,7 +35,8 @@ class CpuHost:
     def __init__(self, owner: str, address: str) -> None:
         self.address = address
         self._owner = owner
-        self._folder = runtime_folder()
+        with only_failures():
+            self._folder = runtime_folder()
         self.log_folder = self._folder / "logs"
 
     def lease(self) -> Lease:
@@ -96,7 +97,8 @@ class GpuHost:
         self.address = address
         self._owner = owner
         self._gpus = gpus
-        self._folder = runtime_folder()
+        with only_failures():
+            self._folder = runtime_folder()
         self.log_folder = self._folder / "logs"
         self._recorded = recording_in_use() is not None
         self._readers: dict[tuple[str, ...], NvmlReader] = {}

@@ -132,26 +132,34 @@ def checkpoint_quantization(config: Mapping[str, Any]) -> str | None:
     method = str(declared.get("quant_method", ""))
     if method in {"gptq", "awq"}:
         bits = declared.get("bits", declared.get("w_bit", 4))
-        return {4: method, 8: "int8"}.get(bits, f"{bits}-bit {method}")
+        return {"4": method, "8": "int8"}.get(str(bits), f"{bits}-bit {method}")
     if method == "bitsandbytes":
         return "int8" if declared.get("load_in_8bit") else method
     if method == "modelopt":
-        algorithm = str(declared.get("quant_algo") or "without quant_algo")
+        algorithm = str(_object(declared, "quantization", declared).get("quant_algo") or "without quant_algo")
         return _MODELOPT.get(algorithm.upper(), f"modelopt {algorithm}")
     return _compressed(declared) if method == "compressed-tensors" else method or None
 
 
-def _compressed(declared: Mapping[str, Any]) -> str:
-    """The one format of all groups of a compressed-tensors checkpoint."""
-    groups = (declared.get("config_groups") or {}).values()
-    found = {(weights.get("num_bits"), weights.get("type", "int")) for g in groups if (weights := g.get("weights"))}
+def _object(of: object, key: str, otherwise: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """The object at a key; `otherwise`, or an empty one, where there is none."""
+    found = of.get(key) if isinstance(of, Mapping) else None
+    return found if isinstance(found, Mapping) else otherwise or {}
+
+
+def _compressed(declared: Mapping[str, Any]) -> str | None:
+    """The one format of all groups of a compressed-tensors checkpoint; None where only the KV cache has one."""
+    if not declared.get("config_groups") and _object(declared, "kv_cache_scheme"):
+        return None
+    groups = [_object(group, "weights") for group in _object(declared, "config_groups").values()]
+    found = {(str(weights.get("num_bits")), str(weights.get("type", "int"))) for weights in groups if weights}
     if len(found) == 1 and (only := next(iter(found))) in _COMPRESSED:
         return _COMPRESSED[only]
     stored = " and ".join(sorted(f"{bits}-bit {kind}" for bits, kind in found)) or "no weights named"
     return f"compressed-tensors ({stored})"
 
 
-_COMPRESSED = {(4, "int"): "int4", (8, "int"): "int8", (8, "float"): "fp8"}
+_COMPRESSED = {("4", "int"): "int4", ("8", "int"): "int8", ("8", "float"): "fp8"}
 # Names of vLLM 0.29 (quantization/modelopt.py) and of TensorRT-LLM's QuantAlgo, without the 4-bit floats.
 _MODELOPT = {
     "FP8": "fp8",

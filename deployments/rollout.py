@@ -244,7 +244,7 @@ def display_name(application: str) -> str:
 
 def tidy(message: str) -> str:
     """Serve's message without the traceback of its own frames: from the last line that names our error on."""
-    for mark in ("EngineFailed: ", "FailedError: "):
+    for mark in ("EngineFailed: ", "FailedError: ", "UsageError: "):
         if mark in message:
             return message[message.rindex(mark) + len(mark) :].strip()
     return message.strip()

@@ -43,7 +43,10 @@ class ServeState:
 
 
 class ServeApi:
-    """A client for one cluster's dashboard address, with its token if it has one. A call ends within `timeout_s`."""
+    """A client for one cluster's dashboard address, with its token if it has one.
+
+    No single wait for the dashboard lasts longer than `timeout_s`; a call may wait more than once.
+    """
 
     def __init__(self, dashboard_url: str, timeout_s: float = TIMEOUT_S) -> None:
         self._url = dashboard_url.rstrip("/")

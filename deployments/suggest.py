@@ -78,7 +78,7 @@ def suggest(
                 break
     enough = [option for option in options if option.sequences >= sequences]
     if not enough:
-        return Guide(length, tuple(options), None, f"nothing up to {counts[-1]} GPUs holds {sequences} sequences")
+        return Guide(length, tuple(options), None, f"nothing up to {largest} GPUs holds {sequences} sequences")
     best = min(enough, key=lambda option: (option.gpus, _EXACTNESS.get(option.format, 0)))
     reason = (
         f"fewest GPUs ({best.gpus}) that hold at least {sequences} sequences of {length:,} tokens; "

@@ -45,7 +45,7 @@ class Asked:
 
 
 class Unreachables:
-    """Replicas to which no connection could be had in the last AVOIDED_FOR_S, and when one was last had to each."""
+    """Replicas to which no connection could be had in the last AVOIDED_FOR_S, and when each last showed life."""
 
     def __init__(self) -> None:
         self._until_s: dict[str, float] = {}
@@ -63,11 +63,11 @@ class Unreachables:
         self._until_s.pop(replica_id, None)
 
     def connected(self, replica_id: str) -> None:
-        """A new connection was had: what else cannot be reached there waits in a line, not for a lost host."""
+        """A new connection was had, or an answer came: what cannot reach it waits in a line, not for a lost host."""
         self._connected_s[replica_id] = time.monotonic()
 
     def last_connected_s(self, replica_ids: frozenset[str]) -> float:
-        """When the last new connection to one of these was had; 0 for never."""
+        """When one of these last took a new connection or answered; 0 for never."""
         return max((self._connected_s.get(replica_id, 0.0) for replica_id in replica_ids), default=0.0)
 
     def keep_only(self, replica_ids: frozenset[str]) -> None:

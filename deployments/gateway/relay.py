@@ -212,9 +212,9 @@ class Relay:
                 self._unreachable.connected(endpoint.replica_id)
             asked.sent(endpoint.replica_id)
             try:
-                return upstream, await upstream.send(
-                    method, path, headers.encode("utf-8", "surrogateescape"), asked.body
-                )
+                head = await upstream.send(method, path, headers.encode("utf-8", "surrogateescape"), asked.body)
+                self._unreachable.connected(endpoint.replica_id)
+                return upstream, head
             except UpstreamError:
                 if new:
                     raise

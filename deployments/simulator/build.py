@@ -28,7 +28,7 @@ def read_model_config(source: str) -> Mapping[str, Any]:
     file = path / "config.json" if path.is_dir() else path
     found = _read_object(file, source, "config.json")
     beside = file.with_name("hf_quant_config.json")
-    if file.name != "config.json" or "quantization_config" in found or not beside.is_file():
+    if file.name != "config.json" or found.get("quantization_config") or not beside.is_file():
         return found
     declared = _read_object(beside, source, beside.name).get("quantization")
     own = declared if isinstance(declared, dict) else {}

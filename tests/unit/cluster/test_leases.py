@@ -1,5 +1,6 @@
 """Leases under real contention: processes that start at once, die, hold ports, and folders that cannot be used."""
 
+import errno
 import json
 import os
 import shutil
@@ -402,8 +403,22 @@ def test_free_gpus_are_held_for_a_while_and_the_holders_of_the_others_are_told(f
     assert open_files() == before
 
 
-def test_a_gpu_whose_holder_did_not_sign_counts_as_someones(folder: Path) -> None:
+def test_a_full_disk_is_a_failure_and_nothing_stays_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = open_files()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(FailedError, match=f"gpus/{GPUS[0]}: cannot be signed by someone: No space left"):
+            take(folder)
+    assert open_files() == before
+    assert free_gpus(GPUS[:4], folder) == set(GPUS[:4])
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"owner": "m"}'])
+def test_a_gpu_whose_holder_did_not_sign_counts_as_someones(folder: Path, text: str) -> None:
     with closing(take(folder, 1)) as lease:
-        (folder / "gpus" / lease.choice.uuids[0]).write_text("")
+        (folder / "gpus" / lease.choice.uuids[0]).write_text(text)
         with hold_free_gpus("probe", GPUS[:2], folder) as leased:
             assert leased == {GPUS[0]: "someone"}

@@ -299,11 +299,14 @@ import subprocess, sys, time
 from pathlib import Path
 from raylane.cluster import node
 from raylane.cluster.hosts import Host
-from raylane.cluster.ray_start import NodeRequest
+from raylane.cluster.processes import processes_with
+from raylane.cluster.ray_start import MARK, NodeRequest
 folder = Path(sys.argv[1])
 def run(command, environment, log):
     subprocess.Popen([str(folder / "raylet"), *sys.argv[2:]], env=environment, start_new_session=True)
-    time.sleep(0.3)
+    deadline_s = time.monotonic() + 10.0
+    while not processes_with(MARK, environment[MARK]) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
     print("starting", flush=True)
     time.sleep(60)
 node.run_to_end = run
@@ -316,9 +319,11 @@ def cut_short(folder: Path, ray: FakeRay) -> NodeState:
     """What is recorded of a start whose command was killed; its raylet runs."""
     command = [sys.executable, "-c", STARTING, str(folder), "--gcs-address=192.0.2.1:6379"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starting:
-        assert starting.stdout is not None
-        assert starting.stdout.readline() == "starting\n"
-        starting.kill()
+        try:
+            assert starting.stdout is not None
+            assert starting.stdout.readline() == "starting\n"
+        finally:
+            starting.kill()
     state = read_state(folder)
     assert state is not None
     assert len(alive(state.mark)) == 1
@@ -449,6 +454,11 @@ def test_state_survives_the_file(tmp_path: Path) -> None:
     state = NodeState("m", True, "192.0.2.1:6379", "192.0.2.1", ("/a", "/b"))
     node.write_state(state, tmp_path)
     assert read_state(tmp_path) == state
+
+
+def test_a_folder_that_cannot_keep_the_state_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{tmp_path / 'gone'} cannot be used: No such file"):
+        node.write_state(NodeState("m", True, "192.0.2.1:6379", "192.0.2.1"), tmp_path / "gone")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from raylane.cluster.errors import FailedError
 from raylane.cluster.hosts import GroupMeasurement, Host, Verdict
-from raylane.cluster.probe_cache import cache_path, save_measurements, with_measurements
+from raylane.cluster.probe_cache import cache_path, oldest_first, save_measurements, with_measurements
 
 Build = Callable[..., Host]
 
@@ -85,7 +85,13 @@ def test_a_damaged_file_is_named_and_not_used(tmp_path: Path, measured: Host) ->
     cache_path(tmp_path, measured).write_text("{}")
     found = with_measurements(tmp_path, unmeasured(measured))
     assert found.links == unmeasured(measured).links
-    assert "measurements not used" in found.problems[0]
+    assert found.problems[0].startswith("measurements not used: ")
+    assert found.problems[0].endswith(f"; delete {cache_path(tmp_path, measured)}")
+
+
+def test_a_file_that_goes_while_they_are_read_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("")
+    assert oldest_first([tmp_path / "gone", tmp_path / "there"]) == [tmp_path / "there"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path: Path, measured: Host) -> None:

@@ -240,6 +240,12 @@ def test_a_quantized_checkpoint_is_not_quantized_again() -> None:
     assert {option.format for option in guide.options} == {"awq"}
 
 
+def test_nothing_is_suggested_on_a_host_without_gpus() -> None:
+    guide = suggest(LLAMA_70B, need_accelerator("L4"), sequences=8, largest=0)
+    assert (guide.options, guide.best) == ((), None)
+    assert guide.reason == "nothing up to 0 GPUs holds 8 sequences"
+
+
 def test_nothing_is_suggested_when_nothing_is_enough() -> None:
     guide = suggest(LLAMA_70B, need_accelerator("L4"), sequences=10_000)
     assert guide.best is None

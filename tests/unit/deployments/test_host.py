@@ -50,6 +50,16 @@ def test_a_pair_moves_to_where_it_asked_and_back_to_its_best(hardware: Host) -> 
     assert holders(runtime_folder()) == []
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_runtime_folder_that_cannot_be_used_fails_a_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAYLANE_RUNTIME", str(tmp_path / "file"))
+    with pytest.raises(FailedError, match=f"{tmp_path / 'file'} cannot be used"):
+        GpuHost("m one", "127.0.0.1", gpus) if gpus else CpuHost("m one", "127.0.0.1")
+
+
 def test_looking_whether_a_move_would_do_takes_nothing(hardware: Host) -> None:
     host = GpuHost("m one", "127.0.0.1", 2)
     with closing(host.lease()) as lease:

@@ -28,7 +28,7 @@ def shape(
     }
 
 
-def compressed(bits: int, kind: str) -> dict[str, Any]:
+def compressed(bits: object, kind: str) -> dict[str, Any]:
     return {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": {"num_bits": bits, "type": kind}}}}
 
 
@@ -137,6 +137,14 @@ def test_qwen_without_its_window_in_use_has_no_note() -> None:
         pytest.param({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8", id="bitsandbytes, 8 bits"),
         pytest.param({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8", id="ModelOpt FP8"),
         pytest.param(
+            {"quant_method": "modelopt", "quantization": {"quant_algo": "FP8"}}, "fp8", id="ModelOpt FP8, nested"
+        ),
+        pytest.param(
+            {"quant_method": "compressed-tensors", "config_groups": {}, "kv_cache_scheme": {"num_bits": 8}},
+            None,
+            id="compressed tensors, the KV cache alone",
+        ),
+        pytest.param(
             compressed(8, "int"),
             "int8",
             id="compressed tensors, 8-bit integers",
@@ -178,6 +186,23 @@ def test_quantization_declared_by_the_checkpoint(declared: dict[str, Any] | None
         ),
         pytest.param({"quant_method": "compressed-tensors"}, "compressed-tensors (no weights named)", id="no groups"),
         pytest.param({"quant_method": "mxfp4"}, "mxfp4", id="a method not known here"),
+        pytest.param({"quant_method": "gptq", "bits": [4]}, "[4]-bit gptq", id="GPTQ with a list of bits"),
+        pytest.param(compressed([8], "int"), "compressed-tensors ([8]-bit int)", id="compressed, a list of bits"),
+        *(
+            pytest.param(
+                {"quant_method": "compressed-tensors", "kv_cache_scheme": kv, "config_groups": groups},
+                "compressed-tensors (no weights named)",
+                id=f"groups {groups} and KV cache {kv}",
+            )
+            for groups, kv in [
+                ([1], None),
+                ({"g": None}, {"num_bits": 8}),
+                ({"g": []}, None),
+                ({"g": {"weights": None}}, None),
+                ({"g": {"weights": [8]}}, None),
+                ({}, None),
+            ]
+        ),
     ],
 )
 def test_bits_that_are_not_known_are_refused_and_not_taken_for_others(declared: dict[str, Any], name: str) -> None:
@@ -194,6 +219,7 @@ def test_eight_bits_of_bitsandbytes_take_a_byte(named: str | None) -> None:
     assert weight_bytes(facts, named) == pytest.approx(9.08e9, rel=0.01)
 
 
+@pytest.mark.parametrize("plain", [{}, {"quantization_config": None}], ids=["not named", "named as null"])
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
@@ -201,8 +227,10 @@ def test_eight_bits_of_bitsandbytes_take_a_byte(named: str | None) -> None:
         pytest.param({"quantization": {"quant_algo": "NVFP4"}}, "modelopt NVFP4", id="4-bit floats"),
     ],
 )
-def test_a_format_named_beside_the_config_json_counts(tmp_path: Path, file: dict[str, Any], expected: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+def test_a_format_named_beside_the_config_json_counts(
+    tmp_path: Path, file: dict[str, Any], expected: str, plain: dict[str, Any]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **plain}))
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(file))
     assert model_facts(read_model_config(str(tmp_path))).quantization == expected
     (tmp_path / "other.json").write_text(json.dumps(LLAMA))

@@ -104,6 +104,11 @@ def test_an_address_that_is_not_this_hosts_is_a_problem() -> None:
             "no GPUs for a: 2 wanted, 1 free",
             id="the last of several",
         ),
+        pytest.param(
+            "traceback\nraylane.cluster.errors.UsageError: m: source: not there\n",
+            "m: source: not there",
+            id="from a wrong input on",
+        ),
         pytest.param("  Deployment is unhealthy.\n", "Deployment is unhealthy.", id="another message as it is"),
     ],
 )
