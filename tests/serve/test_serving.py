@@ -269,7 +269,8 @@ def replica_actor_of(model: str) -> int:
 def test_whatever_is_killed_nothing_is_left_and_another_replica_comes(
     cluster: Cluster, model: str, victim: str
 ) -> None:
-    old = cluster.ready(model)[0]
+    until(lambda: len(cluster.ready(model)) == 1, 60.0)
+    (old,) = cluster.ready(model)
     engine_pid = old.engine_pid
     assert engine_pid is not None
     pid = {
@@ -281,7 +282,7 @@ def test_whatever_is_killed_nothing_is_left_and_another_replica_comes(
     os.kill(pid, signal.SIGKILL)
     gone_s = until(lambda: not processes_with(MARK, old.replica_id), 10.0)
     assert gone_s < 5.0
-    until(lambda: cluster.ready(model) and cluster.ready(model)[0].replica_id != old.replica_id, 180.0)
+    until(lambda: [report.replica_id != old.replica_id for report in cluster.ready(model)] == [True], 180.0)
     assert tokens_of_an_answer(cluster, model) == 2
 
 
