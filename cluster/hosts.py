@@ -141,6 +141,10 @@ class Host:
     groups: tuple[GroupMeasurement, ...] = ()
     problems: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        """By name and GPUs alone: hashing every link would cost more than what is cached by host."""
+        return hash((self.name, tuple(gpu.uuid for gpu in self.gpus)))
+
     def gpu(self, uuid: str) -> Gpu:
         """The GPU with this uuid; KeyError if the host has none."""
         for gpu in self.gpus:

@@ -1,5 +1,5 @@
 import itertools
-import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -66,13 +66,13 @@ def test_no_plan_is_cheaper(
     assert price(made, found, fleet) == pytest.approx(min(every))
 
 
-def test_a_day_of_two_models_takes_seconds() -> None:
+def test_a_day_of_two_models_takes_seconds(cpu_clock: Callable[[], float]) -> None:
     rng = np.random.default_rng(1)
     need = rng.uniform(0, 6, (1440, 2))
     made = Costs(need, need * 100, (1, 2), (2, 3), (10.0, 20.0), 60.0, (30.0, 30.0))
-    begin_s = time.process_time()
+    begin_s = cpu_clock()
     path = cheapest_plan(made, [(0, 12), (0, 5)], 12)
-    assert time.process_time() - begin_s < 10.0
+    assert cpu_clock() - begin_s < 10.0
     assert path.shape == (1440, 2)
     assert (path @ [1, 2] <= 12).all()
 

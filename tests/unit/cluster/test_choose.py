@@ -1,4 +1,3 @@
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -112,12 +111,12 @@ def test_calls_that_mean_nothing_are_errors(build: Build, free: set[str], tp: in
         choose(frozenset(free), build(2), tp)
 
 
-def test_sixteen_gpus_take_well_under_50_ms(build: Build) -> None:
+def test_sixteen_gpus_take_well_under_50_ms(build: Build, cpu_clock: Callable[[], float]) -> None:
     host = build(16, switch_pairs)
-    began_s = time.process_time()
+    began_s = cpu_clock()
     for tp in (1, 2, 4, 8):
         choose(frozenset(gpu.uuid for gpu in host.gpus), host, tp)
-    assert (time.process_time() - began_s) / 4 < 0.05
+    assert (cpu_clock() - began_s) / 4 < 0.05
 
 
 def test_more_than_sixteen_free_gpus_still_get_a_whole_domain(build: Build) -> None:

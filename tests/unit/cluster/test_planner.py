@@ -1,5 +1,4 @@
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -105,12 +104,12 @@ def test_gpus_beyond_the_maxima_are_free_and_not_stranded(build: Build) -> None:
     assert found.stranded == ()
 
 
-def test_sixteen_gpus_with_a_broken_group_are_planned_quickly(build: Build) -> None:
+def test_sixteen_gpus_with_a_broken_group_are_planned_quickly(build: Build, cpu_clock: Callable[[], float]) -> None:
     host = build(16)
     broken = GroupMeasurement(tuple(gpu.uuid for gpu in host.gpus[:8]), Verdict.BROKEN, "hangs")
-    began_s = time.process_time()
+    began_s = cpu_clock()
     found = plan([replace(host, groups=(broken,))], [Want("a", 8, 2, 2), Want("b", 4, 0, 1)])
-    assert time.process_time() - began_s < 2.0
+    assert cpu_clock() - began_s < 2.0
     assert found.fits
 
 
@@ -234,7 +233,7 @@ def test_adding_a_gpu_never_lowers_what_fits(
 )
 @pytest.mark.parametrize("measured", [False, True], ids=["by label", "each host measured a little differently"])
 def test_a_thousand_hosts_of_eight_take_under_a_second(
-    build: Build, measured: bool, every_nth: tuple[int | None, ...]
+    build: Build, cpu_clock: Callable[[], float], measured: bool, every_nth: tuple[int | None, ...]
 ) -> None:
     draw = random.Random(0)
     base_ms = {LinkLevel.PIX: 1.4, LinkLevel.NODE: 2.0, LinkLevel.SYS: 4.0}
@@ -252,8 +251,8 @@ def test_a_thousand_hosts_of_eight_take_under_a_second(
         Want("70b", 2, 50, 1500, where[1]),
         Want("405b", 8, 10, 100, where[2]),
     ]
-    began_s = time.process_time()
+    began_s = cpu_clock()
     found = plan(hosts, wants)
-    assert time.process_time() - began_s < 1.0
+    assert cpu_clock() - began_s < 1.0
     assert counts(found) == {"8b": 3000, "70b": 1500, "405b": 100}
     assert not any(replica.second_best for replica in found.placements)

@@ -49,7 +49,7 @@ def test_what_does_not_end_by_itself_is_killed_after_the_grace() -> None:
     with child(DEAF, mark) as process:
         began_s = time.monotonic()
         end_processes_with(NAME, mark, grace_s=0.3)
-        assert 0.3 <= time.monotonic() - began_s < 3
+        assert 0.3 <= time.monotonic() - began_s < 10
         assert process.wait(1) == -9
 
 
@@ -63,4 +63,4 @@ def test_what_ends_by_itself_within_the_grace_is_left_to_do_so() -> None:
 def test_without_such_processes_it_returns_at_once() -> None:
     began_s = time.monotonic()
     end_processes_with(NAME, uuid.uuid4().hex, grace_s=30.0)
-    assert time.monotonic() - began_s < 1
+    assert time.monotonic() - began_s < 10
