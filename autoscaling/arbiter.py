@@ -47,16 +47,22 @@ class LossArbiter:
                 return given
             best = max(
                 able,
-                key=lambda n: (self._value(wishes[n], specs[n], given[n] + 1, have.get(n, 0)), -given[n]),
+                key=lambda n: (
+                    self._value(wishes[n], specs[n], given[n] + 1, have.get(n, 0)),
+                    -given[n],
+                    have.get(n, 0),
+                ),
             )
             given[best] += 1
             left -= specs[best].gpus
 
     def _value(self, wish: Wish, spec: ModelSpec, nth: int, have: int) -> float:
         """Share of the model's requests that its nth replica serves, for each GPU."""
-        need = max(wish.need if wish.need is not None else wish.replicas, 1e-9)
+        need = wish.need if wish.need is not None else wish.replicas
+        if need <= 0.0:
+            return 0.0
         if nth <= min(have, ceil(need * STILL_NEEDED)):
-            return spec.priority * self.keep_margin / need / spec.gpus
+            return spec.priority * self.keep_margin * min(1.0, 1.0 / need) / spec.gpus
         return spec.priority * max(0.0, min(1.0, need - (nth - 1))) / need / spec.gpus
 
 

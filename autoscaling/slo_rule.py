@@ -27,6 +27,7 @@ LOADED = 0.4  # of what the replicas carry: below, nothing is learnt from reques
 FULL_CACHE = 0.9
 CLEAR_S = 30.0  # a backlog is to be gone this long after help has come
 ALWAYS_BUSY, FULL_LOAD = 0.95, 0.9
+LEAST_CLAIM = 0.01  # replicas
 BUSY = 0.1  # GPU utilisation above which a GPU is not idle
 
 
@@ -40,6 +41,8 @@ class SloRule:
     hold_s: float = 450.0
     shrink_every_s: float = 30.0
     idle_s: float = 600.0
+    yield_s: float = 60.0
+    """Idle this long, the last replica of a model that may rest is given up where another model lacks its GPU."""
     forecast: bool = False
     """Prolong a rise that is sure over the cold start: the load expected when a new replica would be ready counts."""
     learning: float = 1.0
@@ -58,8 +61,11 @@ class SloRule:
         if seen.arrivals_total is None or not past.history:
             # what came meanwhile is unknown: the patience of shrinking begins anew
             return self._blind(spec, seen, mix(past.history)), past._replace(began_s=at_s, last_active_s=at_s)
-        if not sized(past.history):
-            return self._unsized(spec, seen, past, at_s)
+        found, past = (self._sized if sized(past.history) else self._unsized)(spec, seen, past, at_s)
+        return found._replace(need=self._claim(found, spec, seen, past, at_s)), past
+
+    def _sized(self, spec: ModelSpec, seen: ModelSeen, past: "SloMemory", at_s: float) -> tuple[Wish, "SloMemory"]:
+        """The engines tell tokens: go by what arrives."""
         horizon_s = spec.cold_start_s if self.forecast else 0.0
         demand = estimate(past.history, horizon_s, self.confidence)
         if not self.forecast:
@@ -121,10 +127,26 @@ class SloRule:
 
     def _to_zero(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> tuple[int, Reason, "SloMemory"]:
         """The last replica goes when it has had nothing to do for long enough and the GPUs say so too."""
-        working = any((replica.gpu_utilization or 0.0) > BUSY for replica in seen.ready)
-        if at_s - past.last_active_s >= self.idle_s and not working:
+        if self._idle_for(seen, past, at_s) >= self.idle_s:
             return 0, Reason.IDLE, past._replace(last_shrink_s=at_s)
         return 1, Reason.STEADY, past
+
+    def _idle_for(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> float:
+        """Seconds without work; none while a GPU works."""
+        working = any((replica.gpu_utilization or 0.0) > BUSY for replica in seen.ready)
+        return 0.0 if working else at_s - past.last_active_s
+
+    def _claim(self, wish: Wish, spec: ModelSpec, seen: ModelSeen, past: "SloMemory", at_s: float) -> float | None:
+        """The need as it counts against other models' where GPUs are short.
+
+        A first replica that requests wait for counts in full, though a rate is not known yet; the last one of a model
+        that may rest counts for nothing once it is idle, and before that even without a need.
+        """
+        if wish.need is None or wish.replicas != 1 or spec.min_replicas:
+            return wish.need
+        if seen.target and self._idle_for(seen, past, at_s) >= self.yield_s:
+            return 0.0
+        return max(wish.need, LEAST_CLAIM)
 
     def _may_shrink(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> bool:
         if at_s - past.last_shrink_s < self.shrink_every_s or at_s - past.began_s < self.hold_s:

@@ -34,7 +34,16 @@ def calibrate_command(
     files = [path for path in runs if path.is_file()]
     rows = list(read_rows(files)) if files else []
     folders = [path for path in runs if not path.is_file()]
-    if folders:
+    if not folders:
+        refuse_without_folders(
+            model=model,
+            gpu=gpu,
+            tensor_parallel=tensor_parallel if tensor_parallel != 1 else None,
+            quantization=quantization,
+            max_num_batched_tokens=max_num_batched_tokens,
+            fit=fit,
+        )
+    else:
         if model is None or gpu is None:
             raise UsageError("run folders do not say what ran on which GPU: give --model and --gpu")
         base = {"model": model, "gpu": gpu, "tensor_parallel": tensor_parallel, "quantization": quantization}
@@ -49,6 +58,13 @@ def calibrate_command(
         return
     Console().print(calibration_table(found))
     typer.echo(yaml.safe_dump({"constants": [entry]}, sort_keys=False))
+
+
+def refuse_without_folders(**options: object) -> None:
+    """UsageError for options that say what run folders leave out: files of measured rows say it themselves."""
+    given = ", ".join(f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None)
+    if given:
+        raise UsageError(f"{given}: for run folders; files of measured rows say this of each row")
 
 
 def check_paths(runs: Sequence[Path], out: Path | None) -> None:

@@ -2,7 +2,8 @@
 
 import signal
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,8 +32,25 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Serve large language models on your own GPUs with Ray, and know what each token costs.",
 )
+
+
+def show_version(wanted: bool) -> None:
+    """Print which raylane and which Ray this is."""
+    if wanted:
+        typer.echo(f"raylane {version('raylane')} (Ray {version('ray')})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Serve large language models on your own GPUs with Ray, and know what each token costs."""
+
+
 for command in (demo, deploy, status, move, scaling, delete, schema, topology, plan, bench, report):
     app.command()(command)
 app.command("calibrate")(calibrate_command)

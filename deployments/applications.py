@@ -32,6 +32,8 @@ class Change:
     restarted: tuple[str, ...]
     removed: tuple[str, ...]
     unchanged: tuple[str, ...]
+    resting: tuple[str, ...] = ()
+    """Those of the first, second and last that are left without a replica, until somebody asks for the model."""
 
 
 def is_ours(application: str) -> bool:
@@ -64,23 +66,38 @@ def gateway_application(config: DeploymentConfig, hosts: int) -> Json:
     }
 
 
-def wanted_replicas(model: ModelConfig, running: int | None) -> int:
-    """Replicas to ask for: what runs now within the new bounds; a new model starts with its minimum, at least one."""
-    if running is None:
-        return max(1, model.replicas.min)
-    return max(model.replicas.min, min(model.replicas.max, running))
+def required_replicas(config: DeploymentConfig) -> dict[str, int]:
+    """Replicas that a new deployment cannot do without: each model's minimum; one where nothing would start it."""
+    least = 0 if config.wants_scaling else 1
+    return {name: max(least, model.replicas.min) for name, model in config.models.items()}
 
 
-def merge(config: DeploymentConfig, there: Mapping[str, Json], running: Mapping[str, int], hosts: int) -> list[Json]:
+def first_replicas(config: DeploymentConfig, running: Mapping[str, int], gpus: float) -> dict[str, int]:
+    """Replicas of each model after a deploy on a cluster with `gpus` GPUs.
+
+    What runs now stays within the new bounds; a new model starts with its minimum. One that may rest starts with one
+    replica, which shows that it works, where GPUs are left for it in the config's order, and else at rest.
+    """
+    found = required_replicas(config)
+    for name in running.keys() & found.keys():
+        bounds = config.models[name].replicas
+        found[name] = max(bounds.min, min(bounds.max, running[name]))
+    left = gpus - sum(config.models[name].gpus * count for name, count in found.items())
+    for name, model in config.models.items():
+        if name not in running and not found[name] and model.gpus <= left:
+            found[name] = 1
+            left -= model.gpus
+    return found
+
+
+def merge(config: DeploymentConfig, there: Mapping[str, Json], replicas: Mapping[str, int], hosts: int) -> list[Json]:
     """The applications to PUT: other people's as they are, then ours.
 
-    `there` maps the names of deployed applications to their configs, `running` model names to their target replicas.
+    `there` maps the names of deployed applications to their configs, `replicas` model names to what they are to have.
+    Serve takes no application without replicas: one that is to rest is put with one, to be scaled to none at once.
     """
     others = [app for name, app in there.items() if not is_ours(name)]
-    models = [
-        model_application(name, model, wanted_replicas(model, running.get(name)))
-        for name, model in config.models.items()
-    ]
+    models = [model_application(name, model, max(1, replicas[name])) for name, model in config.models.items()]
     return [*others, *models, gateway_application(config, hosts)]
 
 

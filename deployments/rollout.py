@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -15,7 +15,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raylane.cluster.errors import FailedError, RaylaneError, UsageError
 from raylane.cluster.leases import runtime_folder
 from raylane.cluster.node import read_state, works
-from raylane.deployments.applications import GATEWAY, MODEL_PREFIX, Change, Json, change, is_ours, merge
+from raylane.deployments.applications import (
+    GATEWAY,
+    MODEL_PREFIX,
+    Change,
+    Json,
+    change,
+    first_replicas,
+    is_ours,
+    merge,
+    required_replicas,
+)
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.deployed import only, recall, remember
 from raylane.deployments.ray_directory import directory_actor, running_directory
@@ -71,15 +81,26 @@ def check_fits(config: DeploymentConfig, nodes: Iterable[Node], origin: str) -> 
     return None
 
 
+def fleet_gpus(config: DeploymentConfig, nodes: Iterable[Node]) -> float:
+    """GPUs that the replicas share: those that are there, or that are to come where the config says how many."""
+    if config.scaling is not None and config.scaling.fleet_gpus is not None:
+        return config.scaling.fleet_gpus
+    return sum(node.gpus for node in nodes)
+
+
 def first_gpus(config: DeploymentConfig) -> int:
-    """GPUs of the replicas that a new deployment starts: the minima, and one of each model that may rest."""
-    return sum(model.gpus * max(1, model.replicas.min) for model in config.models.values())
+    """GPUs of the replicas that a new deployment cannot do without."""
+    return sum(config.models[name].gpus * count for name, count in required_replicas(config).items())
 
 
 def _why_first(config: DeploymentConfig) -> str:
     """What explains that number to who set a minimum of 0; empty when nobody did."""
-    resting = [name for name, model in config.models.items() if model.gpus and not model.replicas.min]
-    return f"; each model starts with at least one replica, {', '.join(resting)} too" if resting else ""
+    started = [
+        name
+        for name, count in required_replicas(config).items()
+        if config.models[name].gpus and count > config.models[name].replicas.min
+    ]
+    return f"; without an autoscaler each model starts with a replica, {', '.join(started)} too" if started else ""
 
 
 def _check_fits_in(config: DeploymentConfig, fleet_gpus: int, origin: str) -> None:
@@ -101,6 +122,7 @@ def deploy(
 ) -> Change:
     """Put the config on the cluster this process is connected to and wait until every model answers.
 
+    Models that may rest and for which no GPU is left rest until somebody asks for them.
     `announced` is called with what is deployed as soon as it is, and again when something was taken away.
     Raises UsageError for what cannot fit, FailedError with the engine's log when a model does not come up; what this
     call added and failed is taken away again.
@@ -110,13 +132,15 @@ def deploy(
     before = api.state()
     if GATEWAY not in before.statuses:
         check_port(config, nodes)
-    wanted = merge(config, before.configs, before.model_targets(), len(nodes))
-    done = change(before.configs, wanted)
+    replicas = first_replicas(config, before.model_targets(), fleet_gpus(config, nodes))
+    resting = tuple(MODEL_PREFIX + name for name, count in replicas.items() if not count)
+    wanted = merge(config, before.configs, replicas, len(nodes))
+    done = replace(change(before.configs, wanted), resting=resting)
     api.put(wanted, before.options)
     announce(config)
     try:
         announced(config)
-        wait_until_up(api, [app["name"] for app in wanted if is_ours(app["name"])], progress, timeout_s)
+        wait_until_up(api, [app["name"] for app in wanted if is_ours(app["name"])], resting, progress, timeout_s)
     except Exception:  # not Ctrl-C: that ends the waiting, and the deployment goes on
         with suppress(RaylaneError):  # what went wrong first is what the user must read
             left = only(config, _take_back(api, done.added))
@@ -171,9 +195,12 @@ def port_problem(host: str, port: int) -> str | None:
     return None
 
 
-def wait_until_up(api: ServeApi, names: Iterable[str], progress: Progress, timeout_s: float) -> None:
-    """Wait until these applications run. Raises FailedError with Serve's message when one cannot or time is up."""
-    names = list(names)
+def wait_until_up(
+    api: ServeApi, names: Iterable[str], resting: Iterable[str], progress: Progress, timeout_s: float
+) -> None:
+    """Wait until these applications run, having brought those in `resting` to zero replicas. Raises FailedError with
+    Serve's message when one cannot or time is up."""
+    names, to_rest = list(names), set(resting)
     deadline_s = time.monotonic() + timeout_s
     while True:
         statuses = api.state().statuses
@@ -182,12 +209,27 @@ def wait_until_up(api: ServeApi, names: Iterable[str], progress: Progress, timeo
         for status in ours.values():
             if status.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 raise FailedError(f"{display_name(status.name)} did not come up:\n{tidy(status.message)}")
-        if len(ours) == len(names) and all(status.status == "RUNNING" for status in ours.values()):
+        to_rest -= rest(api, [ours[name] for name in to_rest & ours.keys()])
+        if not to_rest and len(ours) == len(names) and all(status.status == "RUNNING" for status in ours.values()):
             return
         if time.monotonic() > deadline_s:
             late = ", ".join(f"{display_name(s.name)} ({s.status})" for s in ours.values() if s.status != "RUNNING")
             raise FailedError(f"not up after {timeout_s:.0f} s: {late}")
         time.sleep(POLL_S)
+
+
+def rest(api: ServeApi, statuses: Iterable[AppStatus]) -> set[str]:
+    """Scale these applications to zero as soon as they have taken on the replicas they were put with; who is there.
+
+    Serve calls an application RUNNING only after that, so a target of zero is then not overwritten any more.
+    """
+    there = set()
+    for status in statuses:
+        if status.target_replicas:
+            api.scale(display_name(status.name), 0)
+        elif status.status == "RUNNING":
+            there.add(status.name)
+    return there
 
 
 def wait_until_gone(api: ServeApi, names: set[str], timeout_s: float = 700.0) -> None:

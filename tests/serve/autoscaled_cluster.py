@@ -30,6 +30,7 @@ from raylane.deployments.rollout import snapshot  # noqa: E402
 from raylane.deployments.serve_api import ServeApi, dashboard_url  # noqa: E402
 
 BUSY, RARE = "busy", "rare"
+FIRST, SECOND = "first", "second"
 STEP_RPS, STEP_TOKENS = 10.0, 32
 TRICKLE_RPS, TRICKLE_TOKENS = 0.25, 150
 # The rule at the pace of a short test: its means over five minutes and its margins are for real traffic.
@@ -43,6 +44,14 @@ KNOBS = {
     "shrink_band": 0.05,
     "learning": 0.0,
 }
+
+
+def two_on_one_gpu(port: int) -> DeploymentConfig:
+    """Two models that may rest, and one GPU for both."""
+    data = config(port).model_dump(mode="json", exclude_defaults=True)
+    data["models"] = {name: {**data["models"][RARE], "replicas": {"min": 0, "max": 1}} for name in (FIRST, SECOND)}
+    data["scaling"] |= {"fleet_gpus": 1, "knobs": KNOBS | {"yield_s": 3.0, "idle_s": 600.0}}
+    return DeploymentConfig.from_data(data, "two on one GPU")
 
 
 def config(port: int) -> DeploymentConfig:
@@ -185,6 +194,23 @@ def kill_each(watch: Watch) -> dict[str, Any]:
     return found
 
 
+def take_turns(api: ServeApi, address: str, port: int) -> dict[str, Any]:
+    """Deploy two models on one GPU, ask the one that rests, deploy again, ask the other."""
+    file = runtime_folder() / "two.yaml"
+    file.write_text(to_yaml(two_on_one_gpu(port)))
+    found: dict[str, Any] = {"deployed": json.loads(raylane("deploy", str(file), "--address", address, "--json"))}
+    found["targets"] = [api.state().model_targets()]
+    for model in (SECOND, FIRST):
+        load = Load(f"http://127.0.0.1:{port}", model)
+        asyncio.run(one(load))
+        found[model] = [load.good, load.bad]
+        found["targets"].append(api.state().model_targets())
+        found["deployed again"] = json.loads(raylane("deploy", str(file), "--address", address, "--json"))
+        found["targets"].append(api.state().model_targets())
+    raylane("delete", "--address", address)
+    return found
+
+
 def raylane(*arguments: str) -> str:
     """What the command prints. Raises CalledProcessError when it fails."""
     command = [sys.executable, "-m", "raylane.cli.main", *arguments]
@@ -242,6 +268,8 @@ def main(recording: str, port: int) -> None:
         told["shown"] = json.loads(raylane("scaling", "--json", "--address", address))
         raylane("delete", "--address", address)
         note("deleted")
+        told["turns"] = take_turns(api, address, port)
+        note("took turns")
         told["autoscaler is gone"] = running_scaler() is None
     sys.stdout.write(json.dumps(told))
 

@@ -69,5 +69,15 @@ def test_the_command_shows_what_is_decided(told: dict[str, Any]) -> None:
     assert {model["name"] for model in told["shown"]["models"]} == {"busy", "rare"}
 
 
+def test_two_models_take_turns_on_one_gpu_and_a_deploy_leaves_them_at_that(told: dict[str, Any]) -> None:
+    turns = told["turns"]
+    assert turns["deployed"]["resting"] == ["raylane-model-second"]
+    assert (turns["second"], turns["first"]) == ([1, []], [1, []]), "both were answered"
+    first, second = {"first": 1, "second": 0}, {"first": 0, "second": 1}
+    assert turns["targets"] == [first, second, second, first, first]
+    assert turns["deployed again"]["resting"] == ["raylane-model-second"]
+    assert turns["deployed again"]["restarted"] == turns["deployed again"]["added"] == []
+
+
 def test_the_autoscaler_ends_with_the_last_model(told: dict[str, Any]) -> None:
     assert told["autoscaler is gone"]

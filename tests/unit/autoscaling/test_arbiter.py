@@ -86,6 +86,32 @@ def test_a_gpu_moves_when_the_other_loses_much_more() -> None:
     assert given == {"a": (9, Reason.YIELD), "b": (3, Reason.DEMAND)}
 
 
+REST_A, REST_B = spec("a"), spec("b")
+
+
+@pytest.mark.parametrize(
+    ("needs", "expected"),
+    [
+        pytest.param((0.0, 0.2), {"a": 0, "b": 1}, id="what nobody needs is given up"),
+        pytest.param((0.2, 0.0), {"a": 1, "b": 0}, id="what nobody needs is not given"),
+        pytest.param((0.0, 0.0), {"a": 1, "b": 0}, id="nobody needs it: it stays where it is"),
+        pytest.param((0.1, 0.9), {"a": 1, "b": 0}, id="a small load counts as much as a large one"),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_only_replica_of_a_model_that_may_rest(
+    needs: tuple[float, float], expected: dict[str, int], turned: bool
+) -> None:
+    cases: list[Case] = [(REST_A, want(1, needs[0]), 1), (REST_B, want(1, needs[1]), 0)]
+    given = share(*(reversed(cases) if turned else cases), gpus=1)
+    assert {name: count for name, (count, _) in given.items()} == expected
+
+
+def test_a_first_replica_of_higher_priority_goes_before_one_that_runs() -> None:
+    given = share((REST_A, want(1, 0.1), 1), (spec("b", priority=2.0), want(1, 0.1), 0), gpus=1)
+    assert given == {"a": (0, Reason.YIELD), "b": (1, Reason.DEMAND)}
+
+
 def test_a_replica_that_the_load_no_longer_fills_is_given_up_first() -> None:
     given = share((A, want(9, 3.0), 9), (B, want(6, 5.5), 3))
     assert given == {"a": (6, Reason.YIELD), "b": (6, Reason.DEMAND)}

@@ -321,6 +321,68 @@ def test_a_model_that_has_just_gone_to_zero_stays_there() -> None:
     assert reversals(targets) == 0
 
 
+@pytest.mark.parametrize(
+    ("seen", "least", "idle_s", "low", "high"),
+    [
+        pytest.param(model(1), 0, 70.0, 0.0, 0.0, id="idle, it counts for nothing"),
+        pytest.param(model(1), 0, 30.0, 0.001, 0.5, id="not idle for long, it counts"),
+        pytest.param(model(1), 1, 70.0, 0.0, 0.5, id="a floor is not given up"),
+        pytest.param(model(1, each=reading(1)), 0, 70.0, 0.001, 0.5, id="with a request inside it counts"),
+        pytest.param(model(1, each=reading(gpu=0.5)), 0, 70.0, 0.001, 0.5, id="with a busy GPU it counts"),
+        pytest.param(model(1, ready=0), 0, 70.0, 0.001, 0.5, id="one that starts counts"),
+        pytest.param(model(0, held=1), 0, 70.0, 0.001, 0.5, id="one that is waited for counts"),
+    ],
+)
+@pytest.mark.parametrize("tokens", [True, False], ids=["tokens known", "no tokens"])
+def test_what_the_last_replica_counts_against_other_models(
+    seen: ModelSeen, least: int, idle_s: float, low: float, high: float, tokens: bool
+) -> None:
+    rule = replace(RULE, yield_s=60.0)
+    if not tokens:
+        seen = seen._replace(prompt_tokens_total=None, output_tokens_total=None)
+    wish = answers(rule, spec(least=least), [(n * TICK_S, seen) for n in range(int(idle_s / TICK_S) + 1)])[-1]
+    assert wish.replicas == 1
+    assert wish.need is not None
+    assert low <= wish.need <= high
+
+
+def test_two_models_that_may_rest_take_turns_on_one_gpu() -> None:
+    """One is asked for while the other is idle, busy, or started a moment ago."""
+    policy = Policy({"a": spec("a"), "b": spec("b")}, replace(RULE, yield_s=60.0), LossArbiter())
+    memory: Any = {}
+    targets = {"a": 1, "b": 0}
+    took: list[tuple[float, str]] = []
+    arrived = {"a": 0.0, "b": 0.0}
+    for n in range(160):
+        at_s = n * TICK_S
+        held = {"a": 0, "b": 0}
+        busy = at_s < 100.0
+        if at_s == 50.0 or at_s == 400.0:
+            arrived["b" if at_s == 50.0 else "a"] += 1
+        if at_s >= 50.0 and not targets["b"] and at_s < 400.0:
+            held["b"] = 1
+        if at_s >= 400.0 and not targets["a"]:
+            held["a"] = 1
+        models = [
+            model(
+                targets[name],
+                name=name,
+                each=reading(1 if busy and name == "a" else 0),
+                held=held[name],
+                arrivals_total=arrived[name],
+            )
+            for name in ("a", "b")
+        ]
+        decision, memory = policy.decide(Observation(at_s, tuple(models), 1), memory)
+        after = {name: target.replicas for name, target in decision.targets.items()}
+        took += [(at_s, name) for name in after if after[name] > targets[name]]
+        targets = after
+        assert sum(targets.values()) <= 1
+    assert [name for _, name in took] == ["b", "a"]
+    assert 155.0 <= took[0][0] <= 165.0, "a minute after the last work of a"
+    assert took[1][0] <= 405.0, "b was idle by then"
+
+
 @given(
     loads=st.lists(st.floats(0.0, 30.0), min_size=1, max_size=40),
     least=st.integers(0, 3),

@@ -152,8 +152,8 @@ def test_cold_starts_are_taken_from_the_config_else_learnt_else_estimated() -> N
 
 
 def test_keys_of_scaling_restart_nothing() -> None:
-    before = merge(config(m={}), {}, {}, hosts=1)
+    before = merge(config(m={}), {}, {"m": 1}, hosts=1)
     changed = {"priority": 5, "cold_start_s": 9, "capacity": CAPACITY, "slo": {**SLO, "tpot_ms": 99}}
-    after = merge(config({"policy": "queue", "mode": "shadow"}, m=changed), {}, {}, hosts=1)
+    after = merge(config({"policy": "queue", "mode": "shadow"}, m=changed), {}, {"m": 1}, hosts=1)
     done = change({app["name"]: app for app in before}, after)
     assert (done.added, done.restarted, done.removed) == ((), (), ())

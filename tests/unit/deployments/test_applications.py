@@ -4,16 +4,22 @@ from typing import Any
 
 import pytest
 
-from raylane.deployments.applications import GATEWAY, Change, Json, change, merge
+from raylane.deployments.applications import GATEWAY, Change, Json, change, first_replicas
+from raylane.deployments.applications import merge as merge_counts
 from raylane.deployments.config import DeploymentConfig
 
 STRANGER: Json = {"name": "fruit", "route_prefix": "/fruit", "import_path": "fruit:app", "args": {"ripe": True}}
 LOOKALIKE: Json = {"name": "raylane-notes", "route_prefix": "/n", "import_path": "notes:app"}
 
 
-def config(port: int = 8000, **models: dict[str, Any]) -> DeploymentConfig:
+def config(port: int = 8000, scaling: dict[str, Any] | None = None, **models: dict[str, Any]) -> DeploymentConfig:
     blocks = {name: {"source": "org/hub-id", **block} for name, block in models.items()}
-    return DeploymentConfig.from_data({"models": blocks, "gateway": {"port": port}}, "test")
+    data = {"models": blocks, "gateway": {"port": port}, "scaling": scaling}
+    return DeploymentConfig.from_data(data, "test")
+
+
+def merge(made: DeploymentConfig, there: dict[str, Json], running: dict[str, int], hosts: int) -> list[Json]:
+    return merge_counts(made, there, first_replicas(made, running, 12), hosts)
 
 
 def applied(wanted: list[Json]) -> dict[str, Json]:
@@ -108,10 +114,48 @@ def test_a_strangers_application_is_no_change_of_ours() -> None:
         pytest.param({"min": 2, "max": 3}, None, 2, id="a new model starts with its minimum"),
     ],
 )
-def test_how_many_replicas_are_asked_for(bounds: dict[str, int], running: int | None, asked: int) -> None:
-    there = {} if running is None else deployed(config(a={}))
-    after = merge(config(a={"replicas": bounds}), there, {} if running is None else {"a": running}, hosts=1)
-    assert count(after, "raylane-model-a") == asked
+def test_how_many_replicas_a_model_has_after_a_deploy(bounds: dict[str, int], running: int | None, asked: int) -> None:
+    made = config(a={"replicas": bounds}, scaling={})
+    assert first_replicas(made, {} if running is None else {"a": running}, 12) == {"a": asked}
+
+
+REST = {"replicas": {"min": 0, "max": 2}}
+PAIR = {"tensor_parallel": 2, **REST}
+
+
+@pytest.mark.parametrize(
+    ("models", "running", "gpus", "asked"),
+    [
+        pytest.param({"a": REST, "b": REST, "c": REST}, {}, 2, {"a": 1, "b": 1, "c": 0}, id="in the config's order"),
+        pytest.param({"a": REST, "b": {}}, {}, 1, {"a": 0, "b": 1}, id="minima come first"),
+        pytest.param({"a": PAIR, "b": REST}, {}, 1, {"a": 0, "b": 1}, id="a single fits where a pair does not"),
+        pytest.param({"a": {"replicas": {"max": 4}}, "b": REST}, {"a": 4}, 4, {"a": 4, "b": 0}, id="others are busy"),
+        pytest.param({"a": REST, "b": REST}, {"a": 0}, 1, {"a": 0, "b": 1}, id="a model at rest leaves its place"),
+        pytest.param(
+            {"a": {"engine": {"device": "cpu"}, **REST}, "b": REST}, {}, 0, {"a": 1, "b": 0}, id="no GPU is needed"
+        ),
+    ],
+)
+def test_a_new_model_that_may_rest_does_so_where_no_gpu_is_left(
+    models: dict[str, dict[str, Any]], running: dict[str, int], gpus: int, asked: dict[str, int]
+) -> None:
+    assert first_replicas(config(8000, {}, **models), running, gpus) == asked
+
+
+def test_without_an_autoscaler_no_new_model_rests() -> None:
+    assert first_replicas(config(a=REST, b=REST), {}, 1) == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("replicas", [0, 1, 3])
+def test_serve_itself_takes_every_application_we_put(replicas: int) -> None:
+    """Its own schema refuses an application with zero replicas."""
+    from ray.serve.schema import ServeApplicationSchema
+
+    for app in merge_counts(config(a=REST), {}, {"a": replicas}, hosts=2):
+        taken = ServeApplicationSchema.model_validate(app)
+        assert [deployment.num_replicas for deployment in taken.deployments] == [
+            2 if app["name"] == GATEWAY else max(1, replicas)
+        ]
 
 
 def test_the_replica_gets_the_whole_block_but_bounds_and_slo() -> None:

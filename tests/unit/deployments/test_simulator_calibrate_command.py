@@ -142,3 +142,15 @@ def test_the_table_says_simulated(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "SIMULATED" in shown
     assert yaml.safe_load(shown[shown.index("constants:") :])["constants"][0]["trust"] == "calibrated"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        pytest.param({"model": "builtin:llama-3-8b-shape"}, "--model", id="the model"),
+        pytest.param({"tensor_parallel": 2, "fit": ["x"]}, "--tensor-parallel, --fit", id="the split and the cases"),
+    ],
+)
+def test_options_for_run_folders_are_refused_where_there_are_none(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=f"^{named}: for run folders"):
+        calibrate_command([H200_ROWS], **options)

@@ -1,0 +1,33 @@
+"""The `raylane` command as a whole: its version and its exit statuses, in processes of their own."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+
+def raylane(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "raylane.cli.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_it_says_which_version_it_is() -> None:
+    done = raylane("--version")
+    assert (done.returncode, done.stdout) == (0, f"raylane {version('raylane')} (Ray {version('ray')})\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(("deploy",), "Missing argument", id="an argument is missing"),
+        pytest.param(("deploy", "no-such-file.yaml"), "no-such-file.yaml", id="a file is missing"),
+        pytest.param(("fly",), "No such command", id="no such command"),
+        pytest.param(("plan", "--fast"), "No such option", id="no such option"),
+    ],
+)
+def test_wrong_input_is_named_on_stderr_with_status_2(arguments: tuple[str, ...], says: str) -> None:
+    done = raylane(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
