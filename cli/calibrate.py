@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from raylane.benchmarks.plan import ConcurrencyLoad
 from raylane.benchmarks.results import StreamResult
 from raylane.benchmarks.run_folder import Run, load_run
+from raylane.cli.tables import table_console
 from raylane.cluster.errors import UsageError
 from raylane.deployments.simulator.calibration import METRICS, Calibration, MeasuredRow, calibrate, read_rows
 
@@ -56,7 +56,7 @@ def calibrate_command(
     if json_output:
         typer.echo(json.dumps(calibration_data(found), indent=2))
         return
-    Console().print(calibration_table(found))
+    table_console().print(calibration_table(found))
     typer.echo(yaml.safe_dump({"constants": [entry]}, sort_keys=False))
 
 

@@ -23,6 +23,7 @@ from raylane.cli.plan_sizes import (
     sizing_data,
 )
 from raylane.cli.sizing import guide_json, print_ceilings, print_fit, print_guide, print_parallelism
+from raylane.cli.tables import table_console
 from raylane.cli.topology import known_hosts
 from raylane.cluster.catalog import find_accelerator, need_accelerator
 from raylane.cluster.errors import UsageError
@@ -101,7 +102,7 @@ def print_suggestion(
     if json_output:
         typer.echo(json.dumps({"model": model, "gpu": card.name, "link": link.source, **guide_json(guide)}, indent=2))
     else:
-        print_guide(Console(), model, card.name, guide, link)
+        print_guide(table_console(), model, card.name, guide, link)
 
 
 def the_card(model: str, hosts: Sequence[Host] | None) -> str:
@@ -123,7 +124,7 @@ def print_plan(config_file: Path, config: DeploymentConfig, hosts: Sequence[Host
         data = {"models": {name: sizing_data(size) for name, size in sizes.items()}}
         typer.echo(json.dumps({**data, "placement": None if found is None else placement_data(found)}, indent=2))
     else:
-        show(Console(), config, sizes, hosts, found)
+        show(table_console(), config, sizes, hosts, found)
     if refused:
         raise UsageError("\n".join(f"{config_file}: {line}" for line in refused))
     if found is not None and not found.fits:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from raylane.cli.engine_words import in_words_of
 from raylane.cli.sizing import fit_json, print_fit
+from raylane.cli.tables import table_console
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.catalog import need_accelerator
 from raylane.deployments.config import ModelConfig
@@ -35,9 +36,9 @@ def profiles_command(
         chosen = profiles() if name is None else {name: need_profile(name)}
         typer.echo(json.dumps({key: profile_data(key, profile) for key, profile in chosen.items()}, indent=2))
     elif name is None:
-        Console().print(listing(profiles()))
+        table_console().print(listing(profiles()))
     else:
-        show(Console(), name, need_profile(name))
+        show(table_console(), name, need_profile(name))
 
 
 def listing(every: Mapping[str, Profile]) -> Table:

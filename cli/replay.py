@@ -19,6 +19,7 @@ from raylane.autoscaling.lab.regret import first_oracle, measure
 from raylane.autoscaling.lab.replay import Replayed, replay
 from raylane.autoscaling.lab.replay_files import results, summaries, write_results
 from raylane.autoscaling.lab.summary import HEADINGS, REGRET_HEADINGS, Summary, cells, regret_cells
+from raylane.cli.tables import table_console
 from raylane.cluster.errors import UsageError
 
 REGRET_NOTES = {
@@ -62,7 +63,7 @@ def replay_command(
     if json_output:
         typer.echo(json.dumps(results(plan, runs), indent=2))
     else:
-        show(plan, runs, Console())
+        show(plan, runs, table_console())
 
 
 def run_all(plan: ReplayPlan, folder: Path, workers: int) -> list[Replayed]:

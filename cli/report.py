@@ -14,6 +14,7 @@ from raylane.benchmarks.report import write_report
 from raylane.benchmarks.results import CostFigure
 from raylane.benchmarks.run_folder import Run, load_run
 from raylane.benchmarks.tables import Table, summary_table
+from raylane.cli.tables import table_console
 from raylane.cost.prices import PriceBook, shipped_prices
 from raylane.cost.run_cost import run_costs
 
@@ -34,7 +35,7 @@ def report(
         typer.echo(json.dumps([as_json(run, cost) for run, cost in zip(loaded, costs, strict=True)], indent=2))
     else:
         for run, cost in zip(loaded, costs, strict=True):
-            print_tables(run, cost, Console())
+            print_tables(run, cost, table_console())
 
 
 def price_book(own: Path | None) -> PriceBook:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raylane.cli.deploy import Address, AsJson, connected
+from raylane.cli.tables import table_console
 from raylane.cluster.errors import FailedError
 
 
@@ -23,13 +24,13 @@ def scaling(address: Address = "auto", json_output: AsJson = False) -> None:
     if json_output:
         typer.echo(json.dumps(status, indent=2))
     else:
-        show(Console(), status)
+        show(table_console(), status)
 
 
 def show(console: Console, status: Mapping[str, Any]) -> None:
     """The status for people."""
     if status["problem"]:
-        console.print(f"[bold red]not deciding[/]: {status['problem']}", highlight=False)
+        console.print(f"[bold red]not deciding[/]: {status['problem']}", highlight=False, soft_wrap=True)
     if status["policy"] is None:
         return
     shadow = status["mode"] == "shadow"
@@ -38,16 +39,22 @@ def show(console: Console, status: Mapping[str, Any]) -> None:
     if shadow and status["saved_gpu_hours"] is not None:
         usd = "" if status["saved_usd"] is None else f" (${status['saved_usd']:,.2f})"
         since = status["shadow_since"]
-        console.print(f"would have saved {status['saved_gpu_hours']:.2f} GPU hours{usd} since {since}", highlight=False)
+        console.print(
+            f"would have saved {status['saved_gpu_hours']:.2f} GPU hours{usd} since {since}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for one in status["idle"]:
-        console.print(f"[bold]idle[/]: {one['model']} {one['replica_id']}: {one['problem']}", highlight=False)
+        console.print(
+            f"[bold]idle[/]: {one['model']} {one['replica_id']}: {one['problem']}", highlight=False, soft_wrap=True
+        )
     for host in status.get("idle_hosts", ()):  # an actor of an older version tells none
-        console.print(f"[bold]idle[/]: host {host['host']}: {host['problem']}", highlight=False)
+        console.print(f"[bold]idle[/]: host {host['host']}: {host['problem']}", highlight=False, soft_wrap=True)
     for change in status["changes"][-10:]:
         done = "" if change["applied"] else " (not applied)"
         line = f"{change['time']} {change['model']} {change['from']} -> {change['to']}{done}: {change['reason']}"
-        console.print(f"{line}; {change['detail']}" if change["detail"] else line, highlight=False)
-    console.print(f"log: {status['log']}", highlight=False)
+        console.print(f"{line}; {change['detail']}" if change["detail"] else line, highlight=False, soft_wrap=True)
+    console.print(f"log: {status['log']}", highlight=False, soft_wrap=True)
 
 
 def model_table(models: list[Mapping[str, Any]], shadow: bool) -> Table:

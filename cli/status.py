@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from raylane.cli.deploy import Address, AsJson, connected
+from raylane.cli.tables import table_console
 
 if TYPE_CHECKING:
     from raylane.deployments.cluster_view import DomainView, GpuView, HostView
@@ -32,7 +32,7 @@ def status(address: Address = "auto", json_output: AsJson = False) -> None:
     if json_output:
         typer.echo(json.dumps(status_data(applications, known, hosts), indent=2))
         return
-    console = Console()
+    console = table_console()
     for line in application_lines(applications):
         console.print(line, highlight=False)
     if known is not None and known.replicas:
@@ -81,8 +81,9 @@ def replica_table(replicas: "Sequence[ReplicaReport]", hosts: "Sequence[HostView
     """One row for each replica."""
     index_of = {gpu.uuid: gpu.index for host in hosts for gpu in host.gpus()}
     table = Table(box=box.SIMPLE)
+    whole = max((len(r.replica_id) for r in replicas), default=0)  # `raylane move` asks for it
     for head in ("model", "replica", "state", "host", "GPUs", "running", "waiting", "KV use", "started in"):
-        table.add_column(head)
+        table.add_column(head, min_width=whole if head == "replica" else None)
     for r in replicas:
         table.add_row(
             *(r.model, r.replica_id, r.state.value, r.node_ip, gpus_of(r, index_of)),

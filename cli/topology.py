@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raylane.cli.tables import table_console
 from raylane.cluster.catalog import find_accelerator, unknown_accelerator_message
 from raylane.cluster.domains import Domain, domains
 from raylane.cluster.errors import UsageError
@@ -35,7 +36,7 @@ def topology(
     if json_output:
         typer.echo(json.dumps({"hosts": [host_data(host) for host in hosts]}, indent=2))
         return
-    console = Console()
+    console = table_console()
     for host in hosts:
         console.print(host_view(host))
 
