@@ -1,7 +1,13 @@
 """One local Ray for all serve tests, real vLLM CPU engines on it, and helpers that talk to them."""
 
+import json
+import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from socket import create_server
 from typing import Any
 
 import openai
@@ -13,7 +19,22 @@ from raylane.deployments.reports import ReplicaReport, ReplicaState
 from raylane.deployments.rollout import delete, deploy, snapshot
 from raylane.deployments.serve_api import ServeApi, dashboard_url
 
-PORT = 18_080
+ENDS_WITHIN_S = 840.0
+"""For a script of a cluster: 207 to 404 s were seen on two cores that others kept busy (loads of 8 to 28)."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that the system hands out, so that it stays free until it is used."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 32_000)
+        try:
+            with create_server(("127.0.0.1", port)):
+                return port
+        except OSError:
+            continue
+
+
+PORT = free_port()
 # Eager float32 starts soonest; eager bfloat16 kernels of the CPU build end with SIGILL on some virtual machines.
 ENGINE = {
     "device": "cpu",
@@ -67,6 +88,20 @@ def until(true: Callable[[], object], within_s: float) -> float:
             pytest.fail(f"not true within {within_s} s")
         time.sleep(0.1)
     return time.monotonic() - began_s
+
+
+def told_by(script: Path, *arguments: object) -> dict[str, Any]:
+    """What a script of a cluster prints. It is a process of its own, because a process can have one local Ray."""
+    command = [sys.executable, str(script), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            out, errors = running.communicate(timeout=ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            running.terminate()  # it takes its cluster down with it
+            out, errors = running.communicate(timeout=60)
+    assert running.returncode == 0, errors[-4000:]
+    answer: dict[str, Any] = json.loads(out)
+    return answer
 
 
 @pytest.fixture(scope="session")

@@ -1,30 +1,20 @@
 """The autoscaler on a live cluster: up and down with the load, from zero, and through the death of what it needs."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from socket import create_server
 from typing import Any
 
 import pytest
+from conftest import free_port, told_by
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(960)]
 RECORDING = Path(__file__).resolve().parents[2] / "cluster" / "recordings" / "l40s-x12-six-switch-pairs.json"
 SCRIPT = Path(__file__).with_name("autoscaled_cluster.py")
 
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, Any]:
-    """What happened, told by a process of its own: one process can have one local Ray."""
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(RECORDING), str(port)], capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    """What happened."""
+    return told_by(SCRIPT, RECORDING, free_port())
 
 
 def test_replicas_follow_a_step_of_load_up_and_down_again(told: dict[str, Any]) -> None:

@@ -1,36 +1,21 @@
 """Two recorded hosts on real raylets: scaled at random twenty times, replicas killed, one moved; leases stay right."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from socket import create_server
 from typing import Any
 
 import pytest
+from conftest import free_port, told_by
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(960)]
 RECORDING = Path(__file__).resolve().parents[1] / "fixtures" / "topology" / "l40s-x12-three-hosts.json"
 SCRIPT = Path(__file__).with_name("churning_cluster.py")
 PAIR = "llama-70b"
-ENDS_WITHIN_S = 840.0  # 207 to 404 s were seen on two cores that others kept busy (loads of 8 to 28)
 
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, Any]:
-    """What the cluster did, told by a process of its own: one process can have one local Ray."""
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, str(SCRIPT), str(RECORDING), str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as script:
-        try:
-            out, errors = script.communicate(timeout=ENDS_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            script.terminate()  # it takes its cluster down with it
-            out, errors = script.communicate(timeout=60)
-    assert script.returncode == 0, errors[-4000:]
-    answer: dict[str, Any] = json.loads(out)
-    return answer
+    """What the cluster did."""
+    return told_by(SCRIPT, RECORDING, free_port())
 
 
 def test_leases_never_overlap_whoever_comes_and_goes(told: dict[str, Any]) -> None:

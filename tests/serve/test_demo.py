@@ -88,9 +88,9 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path: Path, before: set[str], after
     time.sleep(after_s)
     os.killpg(demo.pid, signal.SIGINT)
     asked_s = time.monotonic()
-    _, err = demo.communicate(timeout=60)
+    _, err = demo.communicate(timeout=120)
     assert demo.returncode in (1, 130, -signal.SIGINT), err  # 1 from a benchmark, -SIGINT while Python itself starts
-    assert time.monotonic() - asked_s < 30.0
+    assert time.monotonic() - asked_s < 60.0
     deadline_s = time.monotonic() + 5.0
     while clusters() - before and time.monotonic() < deadline_s:
         time.sleep(0.1)

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 
 import openai
@@ -16,7 +15,7 @@ from raylane.deployments.deployed import deployed_names, recall
 from raylane.deployments.ray_directory import RayDirectory, directory_actor
 from raylane.deployments.rollout import delete, deploy, snapshot
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(1200)]
 
 MODEL = {
     "source": "builtin:llama-3-8b-shape",
@@ -46,16 +45,17 @@ def to_zero(cluster: Cluster) -> None:
 
 def scale_at_the_wake(cluster: Cluster) -> tuple[threading.Thread, list[tuple[str, ...]]]:
     """What an autoscaler does: wait for a model that is asked for, and start it."""
-    directory, woken = RayDirectory(), list[tuple[str, ...]]()
+    directory, woken, waits = RayDirectory(), list[tuple[str, ...]](), threading.Event()
 
     async def scale() -> None:
         known, _ = await directory.wait_for_wake(0, 0.0)
+        waits.set()
         woken.append((await directory.wait_for_wake(known, 30.0))[1])
         cluster.api.scale("zero", 1)
 
     thread = threading.Thread(target=lambda: asyncio.run(scale()))
     thread.start()
-    time.sleep(0.5)
+    assert waits.wait(30.0)
     return thread, woken
 
 

@@ -1,38 +1,30 @@
 """How replicas that wait for GPUs become hosts: Ray's cluster autoscaler with fake nodes."""
 
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from socket import create_server
 from typing import Any
 
 import pytest
 import yaml
+from conftest import free_port, told_by
 
 from raylane.cluster.processes import processes_with
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(330)]
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(960)]
 SCRIPT = Path(__file__).with_name("fake_nodes.py")
 SHIPPED = Path(__file__).resolve().parents[2] / "ray-cluster.yaml"
 
 
 @pytest.fixture(scope="module")
 def told() -> Iterator[dict[str, Any]]:
-    """What the cluster did, told by a process of its own, which starts and ends a Ray."""
+    """What the cluster did."""
     folder = Path(tempfile.mkdtemp(prefix="rl-"))  # short: Ray puts sockets below it
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     try:
-        done = subprocess.run(
-            [sys.executable, str(SCRIPT), str(folder), str(port)], capture_output=True, text=True, timeout=310
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+        found = told_by(SCRIPT, folder, free_port())
         assert list(processes_with("RAYLANE_LOCAL_CLUSTER", str(folder))) == []
-        yield json.loads(done.stdout)
+        yield found
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

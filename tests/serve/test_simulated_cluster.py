@@ -1,20 +1,17 @@
 """A whole mixed deployment on eight recorded GPUs: leases, links, answers and scaling, with simulated engines."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from socket import create_server
 from typing import Any
 
 import pytest
+from conftest import free_port, told_by
 
 from raylane.cluster.choose import Choice, choose
 from raylane.cluster.domains import domains
 from raylane.cluster.hosts import Host
 from raylane.cluster.recording import load_recording
 
-pytestmark = [pytest.mark.serve, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.serve, pytest.mark.timeout(960)]
 RECORDING = Path(__file__).resolve().parents[1] / "fixtures" / "topology" / "l40s-x8-plx.json"
 SCRIPT = Path(__file__).with_name("simulated_cluster.py")
 PAIR = "llama-70b"
@@ -22,16 +19,8 @@ PAIR = "llama-70b"
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the cluster did, told by a process of its own: one process can have one local Ray."""
-    with create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    runs = tmp_path_factory.mktemp("runs")
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(RECORDING), str(port), str(runs)], capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    """What the cluster did."""
+    return told_by(SCRIPT, RECORDING, free_port(), tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
