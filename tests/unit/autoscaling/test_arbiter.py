@@ -138,7 +138,7 @@ def crowded(draw: st.DrawFn) -> tuple[list[Case], int]:
 
 
 @given(crowded())
-@settings(derandomize=True, max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_never_more_gpus_than_there_are_nor_more_than_wished(given: tuple[list[Case], int]) -> None:
     cases, gpus = given
     shares = share(*cases, gpus=gpus)
@@ -149,7 +149,7 @@ def test_never_more_gpus_than_there_are_nor_more_than_wished(given: tuple[list[C
 
 
 @given(crowded())
-@settings(derandomize=True, max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_floors_come_first_when_they_fit(given: tuple[list[Case], int]) -> None:
     cases, gpus = given
     if sum(of.min_replicas * of.gpus for of, _, _ in cases) > gpus:
@@ -159,7 +159,7 @@ def test_floors_come_first_when_they_fit(given: tuple[list[Case], int]) -> None:
 
 
 @given(crowded())
-@settings(derandomize=True, max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_no_gpu_is_left_that_a_model_could_use(given: tuple[list[Case], int]) -> None:
     cases, gpus = given
     shares = share(*cases, gpus=gpus)
@@ -168,7 +168,7 @@ def test_no_gpu_is_left_that_a_model_could_use(given: tuple[list[Case], int]) ->
 
 
 @given(crowded(), st.integers(1, 12))
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_sharing_again_what_was_given_changes_nothing(given: tuple[list[Case], int], rounds: int) -> None:
     cases, gpus = given
     first = share(*cases, gpus=gpus)

@@ -141,7 +141,7 @@ loads = st.fixed_dictionaries(
     least=st.integers(0, 1),
     gpus=st.integers(2, 8),
 )
-@settings(derandomize=True, max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_while_it_warms_up_too_it_never_asks_for_more_gpus_than_there_are(
     start: tuple[int, int],
     course: list[tuple[Mapping[str, float], Mapping[str, float]]],

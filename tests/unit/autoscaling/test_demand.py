@@ -68,7 +68,7 @@ def test_a_short_rate_is_never_believed_above_what_was_measured() -> None:
 
 
 @given(st.lists(st.integers(0, 60), min_size=4, max_size=200), st.floats(0.0, 4.0), st.floats(0.0, 4.0))
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_more_confidence_never_believes_more(counts: list[int], one: float, other: float) -> None:
     kept = history([float(count) for count in counts])
     less, more = sorted((one, other))
@@ -232,7 +232,7 @@ def test_rate_over_a_window(counts: list[float], expected: float | None) -> None
 
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=100))
-@settings(derandomize=True, max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_more_arrivals_never_estimate_less_without_slack(counts: list[int]) -> None:
     few = estimate(history([float(count) for count in counts]), 0.0, 0.0)
     many = estimate(history([float(count + 1) for count in counts]), 0.0, 0.0)

@@ -27,7 +27,7 @@ def accounted(world: World) -> None:
         assert one.finished + one.rejected <= one.arrived
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(plan=PLANS, seed=st.integers(0, 3))
 def test_whatever_is_decided_requests_and_gpus_are_accounted_for(plan: list[tuple[int, int]], seed: int) -> None:
     made = setup(

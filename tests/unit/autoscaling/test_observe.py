@@ -94,7 +94,7 @@ def test_tokens_of_a_replica_that_left_stay_counted() -> None:
 
 
 @seed(7)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 1000), max_size=3), min_size=2, max_size=8))
 def test_totals_never_fall(counts: list[dict[str, int]]) -> None:
     totals, last = Totals(), 0.0

@@ -48,7 +48,7 @@ def price(made: Costs, path: tuple[tuple[int, ...], ...], fleet: int) -> float:
     return total
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     need=needs(2.5),
     lead=st.tuples(st.integers(0, 2), st.integers(0, 2)),
@@ -216,7 +216,7 @@ def test_the_headroom_of_one_model_changes_its_own_replicas_only() -> None:
     assert (other.initial["b"], other.changes["b"]) != (same.initial["b"], same.changes["b"])
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(
     requests=st.lists(
         st.tuples(st.floats(0, 599), st.integers(1, 900), st.integers(1, 400)), min_size=1, max_size=30

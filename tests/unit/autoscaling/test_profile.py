@@ -51,7 +51,7 @@ def test_a_model_too_slow_for_its_slo_still_carries_one_request_at_a_time() -> N
 
 
 @given(prompt=TOKENS, output=TOKENS, longer=st.floats(1.0, 3.0))
-@settings(derandomize=True, max_examples=200)
+@settings(max_examples=200)
 def test_longer_requests_never_raise_the_rate(prompt: float, output: float, longer: float) -> None:
     rate = PROFILE.requests_per_s(prompt, output)
     assert 0.0 < PROFILE.requests_per_s(prompt * longer, output) <= rate * (1 + 1e-9)
@@ -59,7 +59,7 @@ def test_longer_requests_never_raise_the_rate(prompt: float, output: float, long
 
 
 @given(prompt=TOKENS, output=TOKENS, factor=st.floats(0.5, 1.0))
-@settings(derandomize=True, max_examples=200)
+@settings(max_examples=200)
 def test_a_slower_replica_never_carries_more(prompt: float, output: float, factor: float) -> None:
     slower = PROFILE.faster(factor).requests_per_s(prompt, output)
     assert slower <= PROFILE.requests_per_s(prompt, output) * (1 + 1e-9)

@@ -99,7 +99,7 @@ def decide(rule: Wisher, series: list[ModelSeen], every_s: float) -> list[int]:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 2**32), every_s=st.sampled_from([0.0, 5.0, 61.0, 400.0]))
-@settings(derandomize=True, max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_readings_give_a_number_of_replicas_and_the_same_again(name: str, seed: int, every_s: float) -> None:
     series = observations(seed)
     targets = decide(build_rule(name), series, every_s)

@@ -129,7 +129,7 @@ def test_a_shape_written_out_reads_back(data: dict[str, Any]) -> None:
 @given(
     st.floats(0, 3), st.floats(3, 9), st.floats(1, 500), st.floats(1, 500), st.floats(0, 500), st.integers(0, 2**32 - 1)
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_crowd_never_leaves_base_and_peak(
     base: float, peak: float, before_s: float, decay_s: float, hold_s: float, seed: int
 ) -> None:

@@ -115,7 +115,7 @@ def test_the_largest_need_of_the_hold_counts() -> None:
 
 
 @given(start=st.integers(0, 12), loads=st.floats(0.0, 9.0))
-@settings(derandomize=True, max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_constant_load_from_any_start_is_reached_without_turning_back(start: int, loads: float) -> None:
     targets = Loop(RULE, lambda _: loads * RATE_RPS, target=start, of=spec(least=1)).run(1800.0)
     assert reversals(targets) == 0
@@ -145,7 +145,7 @@ def test_chance_hardly_turns_it(loads: float, most_an_hour: int, seed: int) -> N
 
 
 @given(loads=st.tuples(st.floats(0.0, 9.0), st.floats(0.0, 9.0)).map(sorted), start=st.integers(1, 12))
-@settings(derandomize=True, max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_it_asks_for_no_fewer_at_a_higher_load(loads: list[float], start: int) -> None:
     """At no moment, from the same start."""
     low, high = (Loop(RULE, lambda _, load=load: load * RATE_RPS, start).run(900.0) for load in loads)  # type: ignore[misc]
@@ -389,7 +389,7 @@ def test_two_models_that_may_rest_take_turns_on_one_gpu() -> None:
     most=st.integers(3, 12),
     start=st.integers(0, 12),
 )
-@settings(derandomize=True, max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_through_a_policy_never_over_the_cap_nor_below_the_floor(
     loads: list[float], least: int, most: int, start: int
 ) -> None:

@@ -93,7 +93,7 @@ def test_a_saving_is_relative_to_the_other() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e4), st.floats(1, 1e4)), min_size=2, max_size=15), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_intervals_hold_their_value_and_turn_with_the_sign(pairs: list[tuple[float, float]], seed: int) -> None:
     a, b = np.array(pairs).T
     there, back = (paired_difference(x, y, seed, draws=400).student for x, y in ((a, b), (b, a)))

@@ -38,7 +38,7 @@ factors = st.floats(0.05, 6.0)
 
 
 @given(traces, factors, st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_scaled_traces_rise_stay_inside_and_use_only_lengths_there_are(trace: Trace, factor: float, seed: int) -> None:
     result = scaled(trace, factor, np.random.default_rng(seed))
     assert (np.diff(result.at_s) >= 0).all()
@@ -50,7 +50,7 @@ def test_scaled_traces_rise_stay_inside_and_use_only_lengths_there_are(trace: Tr
 
 
 @given(traces, factors, st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_same_generator_state_gives_the_same_trace(trace: Trace, factor: float, seed: int) -> None:
     first, second = (scaled(trace, factor, np.random.default_rng(seed)) for _ in range(2))
     assert first.at_s.tolist() == second.at_s.tolist()
@@ -112,7 +112,7 @@ def test_between_takes_the_begin_and_leaves_the_end() -> None:
 
 
 @given(traces, st.floats(1.0, 999.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_two_parts_hold_every_request_once(trace: Trace, cut_s: float) -> None:
     parts = between(trace, 0.0, cut_s), between(trace, cut_s, 1001.0)
     assert [*parts[0].input_tokens, *parts[1].input_tokens] == trace.input_tokens.tolist()
@@ -140,7 +140,7 @@ def test_rates_count_each_window_by_its_own_length() -> None:
 
 
 @given(traces, st.floats(0.5, 2000.0))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_rates_add_up_to_the_requests(trace: Trace, window_s: float) -> None:
     rates = rates_rps(trace, window_s)
     lengths_s = np.full(len(rates), window_s)

@@ -56,7 +56,7 @@ rising = st.lists(st.tuples(st.floats(0, 50), st.floats(0, 8)), min_size=1, max_
 
 
 @given(rising, st.floats(0, 8), st.floats(0.2, 4.0), st.integers(0, 2**32 - 1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_arrivals_rise_inside_any_curve(
     pieces: list[tuple[float, float]], start_rps: float, cv: float, seed: int
 ) -> None:

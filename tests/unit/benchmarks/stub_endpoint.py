@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,10 +33,14 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass
 class StubEndpoint:
-    """Answers completions and chat. `first_s` and `each_s` are the delays it makes; `seen` holds the request bodies."""
+    """Answers completions and chat. `first_s` and `each_s` are the delays it makes; `seen` holds the request bodies.
+
+    After `quick_requests` of them nobody gets a token for a minute.
+    """
 
     first_s: float = 0.0
     each_s: float = 0.0
+    quick_requests: float = math.inf
     unknown_models: tuple[str, ...] = ("missing",)
     cut_models: tuple[str, ...] = ("cut",)
     seen: list[dict[str, Any]] = field(default_factory=list)
@@ -57,7 +62,7 @@ class StubEndpoint:
         tokens = body["max_tokens"]
         event = chat_event if "messages" in body else content_event
         prompt = body.get("prompt") or body["messages"][0]["content"].split()
-        await asyncio.sleep(self.first_s)
+        await asyncio.sleep(self.first_s if len(self.seen) <= self.quick_requests else 60.0)
         for index in range(tokens):
             if index and self.each_s:
                 await asyncio.sleep(self.each_s)

@@ -137,7 +137,7 @@ def pictures(draw: st.DrawFn) -> tuple[int, dict[tuple[int, int], float], frozen
     return count, times, broken, frozenset(draw(st.sets(st.integers(0, count - 1))))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(picture=pictures(), tp=st.integers(1, 5))
 def test_choices_are_free_usable_and_refused_only_if_there_is_none(
     build: Build,
@@ -153,7 +153,7 @@ def test_choices_are_free_usable_and_refused_only_if_there_is_none(
     assert (found in possible) if possible else found is None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(host=st.sampled_from([host for host in RECORDED if len(host.gpus) > 1]), data=st.data())
 def test_whole_domains_stay_whole_while_a_half_used_one_has_room(host: Host, data: st.DataObject) -> None:
     free = frozenset(data.draw(st.sets(st.sampled_from([gpu.uuid for gpu in host.gpus]), min_size=1)))
@@ -163,7 +163,7 @@ def test_whole_domains_stay_whole_while_a_half_used_one_has_room(host: Host, dat
     assert not halves or set(single.uuids) <= halves
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(host=st.sampled_from([host for host in RECORDED if len(host.gpus) > 1]), data=st.data())
 def test_a_pair_is_on_a_link_of_the_fastest_free_class_of_every_recording(host: Host, data: st.DataObject) -> None:
     free = frozenset(data.draw(st.sets(st.sampled_from([gpu.uuid for gpu in host.gpus]), min_size=2)))
@@ -175,7 +175,7 @@ def test_a_pair_is_on_a_link_of_the_fastest_free_class_of_every_recording(host: 
     assert pair.seconds <= SAME_CLASS * min(time_s for time_s in scores if time_s is not None)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(host=st.sampled_from(RECORDED), sizes=st.lists(st.sampled_from([1, 2, 4]), max_size=20), data=st.data())
 def test_a_gpu_is_in_at_most_one_lease(host: Host, sizes: list[int], data: st.DataObject) -> None:
     free, leases = {gpu.uuid for gpu in host.gpus}, list[tuple[str, ...]]()

@@ -117,14 +117,14 @@ def pairs_of(costs: NanosecondMatrix) -> Pairs:
     return [(group[0], group[1]) for group in partition(costs, 2) if len(group) == 2]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(matrices(largest=7))
 def test_no_other_pairing_is_better(costs: NanosecondMatrix) -> None:
     every = (order(costs, pairs) for pairs in all_pairings(tuple(range(len(costs)))))
     assert order(costs, pairs_of(costs)) == min(found for found in every if found is not None)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(matrices(largest=16))
 def test_no_exchange_between_two_domains_is_better(costs: NanosecondMatrix) -> None:
     groups = partition(costs, 2)

@@ -128,7 +128,7 @@ def occupied(draw: st.DrawFn) -> tuple[Host, dict[frozenset[str], str]]:
     return host, held
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(occupied())
 def test_following_the_moves_frees_the_domain_in_as_many_moves_as_said(
     drawn: tuple[Host, dict[frozenset[str], str]],
@@ -151,7 +151,7 @@ def test_following_the_moves_frees_the_domain_in_as_many_moves_as_said(
         assert any(free.issuperset(domain.uuids) for domain in domains(host) if len(domain.uuids) == 2)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(occupied())
 def test_no_move_only_where_no_way_of_moving_singles_frees_a_domain(
     drawn: tuple[Host, dict[frozenset[str], str]],
@@ -169,7 +169,7 @@ def test_no_move_only_where_no_way_of_moving_singles_frees_a_domain(
         assert move.moves == min(len(domain - free) for domain in possible)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(occupied())
 def test_a_better_choice_is_never_slower_and_is_not_found_twice(
     drawn: tuple[Host, dict[frozenset[str], str]],

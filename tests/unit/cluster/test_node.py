@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raylane.cli.node import down_text
@@ -76,7 +76,6 @@ def test_what_a_host_lacks_has_no_label(
     assert host_labels(build(count, gpu_names=gpu_names)) == expected
 
 
-@settings(deadline=None)  # the first call imports Ray
 @given(st.text(max_size=200))
 def test_every_label_value_is_one_that_ray_takes(text: str) -> None:
     from ray._private.label_utils import validate_label_value

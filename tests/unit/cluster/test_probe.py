@@ -105,17 +105,17 @@ def test_every_pair_and_the_group_of_four_are_measured(build: Build, worker: Cal
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        pytest.param("hang-always", "hangs: not checked within 0.6 s", id="hangs"),
+        pytest.param("hang-always", "hangs: not checked within 1.5 s", id="hangs"),
         pytest.param("crash-always", "rank 1 ended with status 1: CUDA error: an illegal memory", id="crashes"),
         pytest.param("segfault-always", "rank 1 ended with status -11", id="is killed"),
         pytest.param("corrupt-always", "corrupts data: kernel stores from GPU 0", id="corrupts"),
-        pytest.param("slow-always", "hangs: not result within 0.6 s", id="hangs while it is measured"),
+        pytest.param("slow-always", "hangs: not result within 1.5 s", id="hangs while it is measured"),
     ],
 )
 def test_a_pair_that_fails_both_ways_is_broken(
     build: Build, worker: Callable[..., Prober], fault: str, words: str
 ) -> None:
-    host = probe(build(3), worker(f"{fault}:host-0+host-1", check_s=0.6, measure_s=0.6))
+    host = probe(build(3), worker(f"{fault}:host-0+host-1", check_s=1.5, measure_s=1.5))
     broken, *others = (link.measured for link in host.links)
     assert broken is not None
     assert broken.verdict is Verdict.BROKEN
@@ -128,7 +128,7 @@ def test_a_pair_that_fails_both_ways_is_broken(
 def test_a_pair_that_works_through_host_memory_is_usable_without_peer_access(
     build: Build, worker: Callable[..., Prober], fault: str
 ) -> None:
-    measured = probe(build(2), worker(f"{fault}:host-0+host-1", check_s=0.5)).links[0].measured
+    measured = probe(build(2), worker(f"{fault}:host-0+host-1", check_s=3)).links[0].measured
     assert measured is not None
     assert (measured.verdict, measured.peer_access, measured.allreduce_32mb_s) == (Verdict.OK, False, 0.004)
     assert measured.reason is not None
@@ -143,18 +143,18 @@ def test_a_group_over_a_pair_without_peer_access_is_measured_without_it(
 
 
 def test_workers_that_do_not_load_say_nothing_about_links(build: Build, worker: Callable[..., Prober]) -> None:
-    with pytest.raises(FailedError, match=r"does not start: it fails: rank 0 .* ImportError: no torch here"):
+    with pytest.raises(FailedError, match=r"does not start: it fails: rank [01] .* ImportError: no torch here"):
         probe(build(2), worker("no-start-always:host-0+host-1"))
 
 
 def test_a_group_that_fails_though_its_pairs_work_is_broken(build: Build, worker: Callable[..., Prober]) -> None:
-    host = probe(build(4), worker("hang-always:host-0+host-1+host-2+host-3", check_s=0.5))
+    host = probe(build(4), worker("hang-always:host-0+host-1+host-2+host-3", check_s=1.5))
     assert all(link.measured and link.measured.verdict is Verdict.OK for link in host.links)
     assert host.groups[0].verdict is Verdict.BROKEN
 
 
 def test_no_process_and_no_folder_is_left_behind(build: Build, worker: Callable[..., Prober], tmp_path: Path) -> None:
-    probe(build(3), worker("hang-always:host-0+host-1 crash:host-1+host-2", check_s=0.6))
+    probe(build(3), worker("hang-always:host-0+host-1 crash:host-1+host-2", check_s=1.5))
     pids = [int(pid) for pid, _, _ in started(tmp_path)]
     assert len(pids) > 6
     assert [pid for pid in pids if Path(f"/proc/{pid}/cmdline").exists() and own_worker(pid)] == []
@@ -168,12 +168,17 @@ def own_worker(pid: int) -> bool:
 def test_a_probe_that_is_interrupted_ends_its_workers(
     build: Build, worker: Callable[..., Prober], tmp_path: Path
 ) -> None:
+    log = tmp_path / "log"
+
     def interrupt(line: str) -> None:
-        time.sleep(0.3)
+        end_s = time.monotonic() + 20
+        while time.monotonic() < end_s and not (log.exists() and log.read_text().count("\n") == 2):
+            time.sleep(0.02)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         probe(build(2), replace(worker(), progress=interrupt))
+    assert len(started(tmp_path)) == 2
     assert not [pid for pid, _, _ in started(tmp_path) if Path(f"/proc/{pid}").exists() and own_worker(int(pid))]
     assert list(tmp_path.glob("raylane-probe-*")) == []
 

@@ -110,7 +110,7 @@ def test_settings_of_a_model_have_its_draft(source: str) -> None:
             engine_settings(model)
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=60)
 @given(
     tp=st.sampled_from([1, 2, 4]),
     pp=st.sampled_from([1, 2]),

@@ -194,7 +194,7 @@ def test_an_8_bit_cache_is_offered_where_the_card_has_fp8(card: str, offered: bo
     assert any("kv_cache_dtype fp8" in item.change for item in found.nearest) is offered
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     facts=st.sampled_from([LLAMA_8B, LLAMA_70B, llama(5120, 13824, 40, 40, 40)]),
     gpu=st.sampled_from([L40S, H200, need_accelerator("L4"), need_accelerator("A100-80GB-PCIe")]),

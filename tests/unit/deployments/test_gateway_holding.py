@@ -123,7 +123,7 @@ def late(seconds: float) -> dict[str, Any]:
     return {**turn(1, seconds), "fake": {"first_s": seconds}}
 
 
-async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
     deadline_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline_s, f"not within {within_s} s"
@@ -172,7 +172,7 @@ async def test_who_waited_too_long_is_told_to_come_again() -> None:
     async with front(timeout_s=0.3) as made:
         began_s = time.monotonic()
         reply = await made.post()
-        assert 0.28 < time.monotonic() - began_s < 1.5
+        assert 0.28 < time.monotonic() - began_s < 4.5
         assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
         assert "no replica became ready within" in reply.message
         assert made.traffic == ModelTraffic(received=1, rejected=1)
@@ -180,14 +180,14 @@ async def test_who_waited_too_long_is_told_to_come_again() -> None:
 
 async def test_with_a_timeout_of_zero_nobody_waits() -> None:
     async with front(timeout_s=0.0) as made:
-        reply = await asyncio.wait_for(made.post(), 1.0)
+        reply = await asyncio.wait_for(made.post(), 10.0)
         assert (reply.status, made.begun) == (503, [])
 
 
 async def test_one_more_than_may_wait_is_refused_at_once_and_the_others_wait_on(engines: Engines) -> None:
-    async with front(requests=2) as made, engines(1) as (engine,):
+    async with front(timeout_s=60.0, requests=2) as made, engines(1) as (engine,):
         waiting = await made.held(2)
-        reply = await asyncio.wait_for(made.post(), 1.0)
+        reply = await asyncio.wait_for(made.post(), 10.0)
         assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
         assert "2 requests wait" in reply.message
         made.ready(engine)
@@ -196,9 +196,9 @@ async def test_one_more_than_may_wait_is_refused_at_once_and_the_others_wait_on(
 
 async def test_large_bodies_cannot_fill_the_memory(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holding, "MOST_BYTES", 3 << 20)
-    async with front() as made, engines(1) as (engine,):
+    async with front(timeout_s=60.0) as made, engines(1) as (engine,):
         waiting = await made.held(2, user="x" * (1 << 20))
-        assert (await asyncio.wait_for(made.post(user="x" * (1 << 20)), 2.0)).status == 503
+        assert (await asyncio.wait_for(made.post(user="x" * (1 << 20)), 10.0)).status == 503
         made.ready(engine)
         assert [one.status for one in await asyncio.gather(*waiting)] == [200, 200]
         made.ready()
@@ -221,11 +221,11 @@ async def test_a_client_that_leaves_frees_its_place(engines: Engines) -> None:
 
 
 async def test_a_model_that_is_taken_off_is_a_404_also_for_those_who_wait() -> None:
-    async with front() as made:
+    async with front(timeout_s=60.0) as made:
         (waiting,) = await made.held(1)
         made.ready(models=("other",))
-        assert (await asyncio.wait_for(waiting, 1.0)).status == 404
-        assert (await asyncio.wait_for(made.post(), 1.0)).status == 404
+        assert (await asyncio.wait_for(waiting, 10.0)).status == 404
+        assert (await asyncio.wait_for(made.post(), 10.0)).status == 404
 
 
 async def test_a_gateway_that_stops_sends_those_who_wait_elsewhere() -> None:
@@ -244,7 +244,7 @@ async def test_gauges_tell_how_many_wait_and_how_long() -> None:
         seen = made.traffic
         assert (seen.held, seen.open, seen.received) == (3, 3, 3)
         assert seen.oldest_held_age_s is not None
-        assert 0.2 <= seen.oldest_held_age_s < 2.0
+        assert 0.2 <= seen.oldest_held_age_s < 4.5
         assert seen.oldest_first_byte_wait_s is None
         made.relay.stop_holding()
         await asyncio.gather(*waiting)
@@ -270,9 +270,9 @@ async def test_the_restart_of_a_models_only_replica_costs_nobody_an_error(engine
 
 
 async def test_a_request_that_breaks_a_living_engine_is_an_error_at_once() -> None:
-    async with front() as made, serving(KEY) as engine:
+    async with front(timeout_s=60.0) as made, serving(KEY) as engine:
         made.ready(engine)
-        reply = await asyncio.wait_for(made.post(fake={"die": "before_head"}), 2.0)
+        reply = await asyncio.wait_for(made.post(fake={"die": "before_head"}), 10.0)
         assert (reply.status, len(engine.seen)) == (502, 1)
         assert made.traffic == ModelTraffic(received=1, admitted=1, failed=1)
 
@@ -287,7 +287,7 @@ async def test_a_replica_that_stays_listed_and_cannot_be_reached_is_an_error_in_
         began_s = time.monotonic()
         reply = await made.post()
         assert (reply.status, "cannot be reached" in reply.message) == (502, True)
-        assert 0.45 < time.monotonic() - began_s < 2.5
+        assert 0.45 < time.monotonic() - began_s < 4.5
 
 
 async def test_a_replica_that_can_be_reached_again_gets_what_waited_for_it(
@@ -305,13 +305,13 @@ async def test_a_replica_that_can_be_reached_again_gets_what_waited_for_it(
 
 
 async def test_an_engine_with_a_full_accept_queue_answers_everybody_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 s of patience with a lost replica, 3 s of work for one that takes a connection each quarter of a second."""
-    monkeypatch.setattr(relay_module, "LISTED_FOR_S", 1.0)
+    """3 s of patience with a lost replica, 6 s of work for one that takes a connection each half a second."""
+    monkeypatch.setattr(relay_module, "LISTED_FOR_S", 3.0)
     monkeypatch.setattr(relay_module, "LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(asked, "AVOIDED_FOR_S", 0.1)
     monkeypatch.setattr(upstream, "CONNECT_TIMEOUT_S", 0.2)
-    with slow_to_accept(0.25) as port:
-        async with front(timeout_s=20.0) as made:
+    with slow_to_accept(0.5) as port:
+        async with front(timeout_s=60.0) as made:
             made.relay.apply(Table("e", 9, True, ("m",), (Endpoint("slow", "m", f"http://127.0.0.1:{port}", KEY, 0),)))
             replies = await asyncio.gather(*(made.post() for _ in range(12)))
             assert [reply.status for reply in replies] == [200] * 12
@@ -319,14 +319,14 @@ async def test_an_engine_with_a_full_accept_queue_answers_everybody_in_time(monk
 
 
 async def test_an_engine_that_answers_over_kept_connections_alone_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """0.8 s of patience with a lost replica, 1.5 s of work for one whose only connection is an old one."""
-    monkeypatch.setattr(relay_module, "LISTED_FOR_S", 0.8)
+    """3 s of patience with a lost replica, 4.8 s of work for one whose only connection is an old one."""
+    monkeypatch.setattr(relay_module, "LISTED_FOR_S", 3.0)
     monkeypatch.setattr(relay_module, "LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(asked, "AVOIDED_FOR_S", 0.05)
 
     async def answer(request: web.Request) -> web.Response:
         await request.read()
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.6)
         return web.json_response({})
 
     app = web.Application()
@@ -338,11 +338,11 @@ async def test_an_engine_that_answers_over_kept_connections_alone_is_not_lost(mo
     site = web.SockSite(runner, listening)
     await site.start()
     try:
-        async with front(timeout_s=20.0) as made:
+        async with front(timeout_s=60.0) as made:
             made.relay.apply(Table("e", 9, True, ("m",), (Endpoint("kept", "m", url, KEY, 0),)))
             assert (await made.post()).status == 200
             await site.stop()
-            assert [one.status for one in await asyncio.gather(*(made.post() for _ in range(6)))] == [200] * 6
+            assert [one.status for one in await asyncio.gather(*(made.post() for _ in range(8)))] == [200] * 8
     finally:
         await runner.cleanup()
 
@@ -415,20 +415,26 @@ async def test_any_number_of_vanished_replicas_leaves_the_living_one(engines: En
 async def test_the_queue_age_of_a_replica_is_that_of_its_oldest_stream_without_a_byte() -> None:
     async with front() as made, serving(KEY) as engine:
         made.ready(engine)
-        whole = asyncio.create_task(made.post(fake={"first_s": 1.2}))
+        whole = asyncio.create_task(made.post(fake={"first_s": 600.0}))
         await until(lambda: engine.running == 1)
         assert made.traffic.first_byte_wait_s == {}  # its first byte is its end: that says nothing of a queue
-        first = asyncio.create_task(made.post(stream=True, fake={"first_s": 0.6}))
+        before_first_s = time.monotonic()
+        first = asyncio.create_task(made.post(stream=True, fake={"first_s": 3.0}))
         await until(lambda: engine.running == 2)
+        after_first_s = time.monotonic()
         await asyncio.sleep(0.2)
-        second = asyncio.create_task(made.post(stream=True, fake={"first_s": 0.8, "each_s": 0.2}))
+        before_second_s = time.monotonic()
+        second = asyncio.create_task(made.post(stream=True, fake={"first_s": 600.0}))
         await until(lambda: engine.running == 3)
+        after_second_s = time.monotonic()
         waits = made.traffic.first_byte_wait_s
         assert list(waits) == [f"r{engine.port}"]
-        assert 0.2 <= waits[f"r{engine.port}"] < 0.6
+        assert after_second_s - after_first_s <= waits[f"r{engine.port}"] <= time.monotonic() - before_first_s
         await first
+        now_s = time.monotonic()
         younger = made.traffic.oldest_first_byte_wait_s
         assert younger is not None
-        assert 0.3 < younger < 0.7
-        await asyncio.gather(whole, second)
-        assert made.traffic.oldest_first_byte_wait_s is None
+        assert now_s - after_second_s <= younger <= time.monotonic() - before_second_s
+        for task in (whole, second):
+            task.cancel()
+        await until(lambda: made.traffic.oldest_first_byte_wait_s is None)

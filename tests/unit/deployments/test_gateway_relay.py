@@ -98,7 +98,7 @@ class Wire:
     writer: asyncio.StreamWriter
 
     async def head(self) -> str:
-        return (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 5)).decode().lower()
+        return (await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)).decode().lower()
 
     async def rest(self) -> bytes:
         return await asyncio.wait_for(self.reader.read(), 20)
@@ -179,7 +179,7 @@ async def two(request: pytest.FixtureRequest) -> AsyncIterator[Front]:
         yield running
 
 
-async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
     deadline_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline_s, f"not within {within_s} s"
@@ -199,13 +199,10 @@ async def test_a_stream_arrives_byte_for_byte(one: Front) -> None:
 
 @EITHER
 async def test_events_arrive_when_they_are_made_and_not_together_at_the_end(one: Front) -> None:
-    wire = await one.raw({"stream": True, **turn(5, each_s=0.4)})
+    wire = await one.raw({"stream": True, **turn(2, each_s=60.0)})
     await wire.head()
-    began_s = time.monotonic()
-    await wire.reader.readuntil(b"\n\n")
-    assert time.monotonic() - began_s < 0.3
-    await wire.reader.readuntil(b"[DONE]")
-    assert time.monotonic() - began_s > 1.5
+    await asyncio.wait_for(wire.reader.readuntil(b"\n\n"), 20)
+    assert one.engines[0].sent == []
     wire.vanish()
 
 
@@ -598,10 +595,11 @@ async def test_a_slow_client_gets_everything_and_the_gateway_holds_little(one: F
 
 
 async def test_a_slow_client_does_not_hold_up_the_others(one: Front) -> None:
-    slow = await one.raw({"fake": {"size_bytes": 64 << 20, "chunked": True, "piece_bytes": 65_536}})
+    slow = await one.raw({"fake": {"size_bytes": 32 << 20, "chunked": True, "piece_bytes": 65_536}})
     await until(lambda: bool(one.transports) and one.transports[0].get_write_buffer_size() > 100_000)
     for _ in range(5):
-        assert (await asyncio.wait_for(one.post(stream=True), 2.0)).status == 200
+        assert (await asyncio.wait_for(one.post(stream=True), 10.0)).status == 200
+    assert one.engines[0].running == 1
     slow.vanish()
 
 
@@ -626,7 +624,7 @@ async def test_the_connection_of_a_slow_client_serves_the_next_one_at_once(one: 
             slow.close()
             await asyncio.sleep(0.2)
         engine.gate = None
-        reply = await asyncio.wait_for(one.post(stream=True), 3.0)
+        reply = await asyncio.wait_for(one.post(stream=True), 10.0)
         assert reply.status == 200
 
 
@@ -644,12 +642,15 @@ async def fill(transport: asyncio.Transport, size_bytes: int) -> None:
 
 @BOTH_KINDS
 async def test_requests_that_stay_open_spread_over_the_replicas(two: Front) -> None:
-    waiting = [asyncio.create_task(two.post(stream=True, **turn(5, each_s=0.2))) for _ in range(10)]
+    waiting = [asyncio.create_task(two.post(stream=True, **turn(10_000, each_s=0.02))) for _ in range(10)]
     await until(lambda: sum(engine.running for engine in two.engines) == 10)
     assert [engine.running for engine in two.engines] == [5, 5]
     assert two.relay.open_requests == 10
-    await asyncio.gather(*waiting)
-    assert two.relay.open_requests == 0
+    for stream in waiting:
+        stream.cancel()
+    await until(lambda: two.relay.open_requests == 0)
+    assert (await two.post()).status == 200
+    await until(lambda: two.relay.open_requests == 0)
 
 
 @BOTH_KINDS
@@ -729,7 +730,7 @@ async def test_names_that_clients_make_up_do_not_fill_the_metrics_or_the_counter
 
 @EITHER
 async def test_traffic_counts_what_the_autoscaler_reads(one: Front) -> None:
-    running = asyncio.create_task(one.post(stream=True, **turn(3, each_s=0.2)))
+    running = asyncio.create_task(one.post(stream=True, **turn(3, each_s=1.0)))
     await until(lambda: one.engines[0].running == 1)
     await until(lambda: one.relay.traffic()["tiny"] == ModelTraffic(received=1, admitted=1, open=1))
     await running

@@ -125,11 +125,11 @@ class Cluster:
 
 def followed(monkeypatch: pytest.MonkeyPatch, cluster: Cluster, **values: Any) -> tuple[MoveResult, list[str]]:
     monkeypatch.setattr(moving, "POLL_S", 0.01)
-    monkeypatch.setattr(moving, "GONE_AFTER_S", 0.05)
+    monkeypatch.setattr(moving, "GONE_AFTER_S", values.get("gone_after_s", 5.0))
     monkeypatch.setattr(moving, "snapshot", cluster.snapshot)
     monkeypatch.setattr(moving, "_order", cluster.order)
     lines: list[str] = []
-    return move("r", values.get("to"), values.get("timeout_s", 5.0), lines.append), lines
+    return move("r", values.get("to"), values.get("timeout_s", 20.0), lines.append), lines
 
 
 def told(state: MoveState, order: int = 1, at: ReplicaState = ReplicaState.READY, message: str = "") -> ReplicaReport:
@@ -188,8 +188,9 @@ def test_a_move_that_has_begun_is_not_ordered_again_when_the_directory_restarts(
 
 
 def test_a_replica_that_vanishes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Cluster(known(report("r")), known(report("r")), known(report("another")))
     with pytest.raises(FailedError, match="r is gone"):
-        followed(monkeypatch, Cluster(known(report("r")), known(report("r")), known(report("another"))))
+        followed(monkeypatch, seen, gone_after_s=0.05)
 
 
 def test_a_move_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,11 +142,11 @@ class Bench:
     @asynccontextmanager
     async def started(self, kind: FakeKind | None = None, **model: Any) -> AsyncIterator[Replica]:
         replica = self.replica(kind or FakeKind(), **model)
-        await asyncio.wait_for(replica.start(), 10)
+        await asyncio.wait_for(replica.start(), 20)
         try:
             yield replica
         finally:
-            await asyncio.wait_for(replica.close(), 10)
+            await asyncio.wait_for(replica.close(), 20)
 
     async def report(self) -> ReplicaReport:
         (report,) = (await self.directory.snapshot()).replicas
@@ -193,7 +193,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, float], None]:
     return set_to
 
 
-async def until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
     deadline_s = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline_s, f"not within {within_s} s"
@@ -289,7 +289,7 @@ async def test_an_engine_that_gives_no_token_in_time_is_stopped(bench: Bench) ->
 async def test_an_engine_that_is_well_and_hangs_on_its_first_token_is_stopped_in_time(bench: Bench) -> None:
     replica = bench.replica(FakeKind(manner={"hang": True}), engine={"start_timeout_s": 1.0})
     with pytest.raises(EngineFailed, match="token"):
-        await asyncio.wait_for(replica.start(), 5.0)
+        await asyncio.wait_for(replica.start(), 20.0)
     bench.assert_nothing_left()
 
 
@@ -307,7 +307,7 @@ async def test_an_engine_that_answers_wrongly_is_explained_and_leaves_nothing(
 ) -> None:
     replica = bench.replica(FakeKind(manner=manner))
     with pytest.raises(EngineFailed, match="could not generate a token"):
-        await asyncio.wait_for(replica.start(), 10.0)
+        await asyncio.wait_for(replica.start(), 20.0)
     bench.assert_nothing_left()
 
 
@@ -346,18 +346,18 @@ async def test_it_starts_without_a_directory_and_is_announced_when_there_is_one(
 async def test_it_reports_the_engines_load(bench: Bench) -> None:
     async with bench.started():
         endpoint = await bench.endpoint()
-        streams = [asyncio.create_task(stream(endpoint, 20, 0.05)) for _ in range(3)]
+        streams = [asyncio.create_task(stream(endpoint, 80, 0.05)) for _ in range(3)]
         await until(lambda: bench.directory.reports[-1].load.running == 3)
         await asyncio.gather(*streams)
         await until(lambda: bench.directory.reports[-1].load.running == 0)
-        assert (bench.directory.reports[-1].load.output_tokens_total or 0) >= 60
+        assert (bench.directory.reports[-1].load.output_tokens_total or 0) >= 240
 
 
 async def test_a_killed_engine_is_noticed_withdrawn_and_cleaned_up(bench: Bench) -> None:
     async with bench.started(FakeKind(child=True)) as replica:
         closed = asyncio.create_task(replica.closed_after_death())
         os.kill(bench.directory.reports[-1].engine_pid or 0, signal.SIGKILL)
-        await asyncio.wait_for(closed, 5.0)
+        await asyncio.wait_for(closed, 20.0)
         assert replica.cause is not None
         assert "died (exit status -9)" in replica.cause
         assert "fake engine listens" in replica.cause
@@ -368,7 +368,7 @@ async def test_a_killed_engine_is_noticed_withdrawn_and_cleaned_up(bench: Bench)
 async def test_an_engine_that_says_it_is_not_well_is_given_up(bench: Bench) -> None:
     async with bench.started() as replica:
         await tell(await bench.endpoint(), health_status=503)
-        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+        await asyncio.wait_for(replica.closed_after_death(), 20.0)
         assert "says it is not well" in (replica.cause or "")
 
 
@@ -379,7 +379,7 @@ async def test_an_engine_that_is_stopped_in_its_tracks_is_given_up(
     short("SILENT_FOR_S", 0.6)
     async with bench.started() as replica:
         os.kill(bench.directory.reports[-1].engine_pid or 0, signal.SIGSTOP)
-        await asyncio.wait_for(replica.closed_after_death(), 8.0)
+        await asyncio.wait_for(replica.closed_after_death(), 20.0)
         assert "silent" in (replica.cause or "")
         bench.assert_nothing_left()
 
@@ -391,16 +391,16 @@ async def test_an_engine_that_runs_requests_and_gives_no_token_is_given_up(
     async with bench.started() as replica:
         endpoint = await bench.endpoint()
         waiting = asyncio.create_task(stream(endpoint, 1, 600.0))
-        await asyncio.wait_for(replica.closed_after_death(), 8.0)
+        await asyncio.wait_for(replica.closed_after_death(), 20.0)
         assert "gave no token" in (replica.cause or "")
         with suppress(aiohttp.ClientError):
             await waiting
 
 
 async def test_a_slow_but_steady_engine_is_left_alone(bench: Bench, short: Callable[[str, float], None]) -> None:
-    short("STALLED_FOR_S", 0.7)
+    short("STALLED_FOR_S", 3.0)
     async with bench.started() as replica:
-        assert b"[DONE]" in await stream(await bench.endpoint(), 4, 0.3)
+        assert b"[DONE]" in await stream(await bench.endpoint(), 5, 0.8)
         assert replica.cause is None
 
 
@@ -411,7 +411,7 @@ async def test_an_idle_engine_that_is_well_and_generates_nothing_any_more_is_giv
     short("PROBE_AFTER_IDLE_S", 0.2)
     async with bench.started() as replica:
         await tell(await bench.endpoint(), generates=False)
-        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+        await asyncio.wait_for(replica.closed_after_death(), 20.0)
         assert "token" in (replica.cause or "")
 
 
@@ -423,7 +423,7 @@ async def test_an_idle_engine_that_is_well_and_hangs_on_tokens_is_given_up_like_
     short("SILENT_FOR_S", 0.5)
     async with bench.started() as replica:
         await tell(await bench.endpoint(), manner={"hang": True})
-        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+        await asyncio.wait_for(replica.closed_after_death(), 20.0)
         assert replica.cause is not None
 
 
@@ -439,7 +439,7 @@ async def test_a_gpu_that_cannot_be_read_once_does_not_end_the_reports(bench: Be
         bench.read_gpus = read
         await asyncio.sleep(0.3)
         seen = len(bench.directory.reports)
-        await until(lambda: len(bench.directory.reports) > seen + 2, within_s=2.0)
+        await until(lambda: len(bench.directory.reports) > seen + 2)
 
 
 async def test_a_store_that_blocks_does_not_hold_up_the_reports(bench: Bench) -> None:
@@ -452,13 +452,13 @@ async def test_a_store_that_blocks_does_not_hold_up_the_reports(bench: Bench) ->
     config = ModelConfig.from_data({"source": "org/m"}, "test")
     replica = Replica(bench.id, "tiny", config, FakeKind(), bench, bench.directory, limits=limits)
     try:
-        await asyncio.wait_for(replica.start(), 10)
+        await asyncio.wait_for(replica.start(), 20)
         seen = len(bench.directory.reports)
-        await until(lambda: len(bench.directory.reports) > seen + 2, within_s=3.0)
+        await until(lambda: len(bench.directory.reports) > seen + 2, within_s=10.0)
         assert bench.directory.reports[-1].state is ReplicaState.READY
     finally:
         answers.set()
-        await asyncio.wait_for(replica.close(), 10)
+        await asyncio.wait_for(replica.close(), 20)
 
 
 async def test_a_metrics_page_that_is_an_error_page_does_not_end_the_reports(bench: Bench) -> None:
@@ -466,7 +466,7 @@ async def test_a_metrics_page_that_is_an_error_page_does_not_end_the_reports(ben
         await tell(await bench.endpoint(), metrics_page="Internal Server Error")
         await asyncio.sleep(0.3)
         seen = len(bench.directory.reports)
-        await until(lambda: len(bench.directory.reports) > seen + 2, within_s=2.0)
+        await until(lambda: len(bench.directory.reports) > seen + 2)
 
 
 async def test_an_engine_that_does_not_get_on_with_what_waits_is_reported_sick(
@@ -497,7 +497,7 @@ async def test_it_comes_back_after_the_directory_was_away(bench: Bench) -> None:
 async def test_running_streams_finish_before_the_engine_stops(bench: Bench) -> None:
     async with bench.started() as replica:
         endpoint = await bench.endpoint()
-        streams = [asyncio.create_task(stream(endpoint, 20, 0.05)) for _ in range(5)]
+        streams = [asyncio.create_task(stream(endpoint, 80, 0.05)) for _ in range(5)]
         await until(lambda: bench.directory.reports[-1].load.running == 5)
         await replica.drain()
         assert [text.endswith(b"[DONE]\n\n") for text in await asyncio.gather(*streams)] == [True] * 5
@@ -511,7 +511,7 @@ async def test_a_stream_longer_than_the_drain_may_last_is_cut_off(bench: Bench) 
         await until(lambda: bench.directory.reports[-1].load.running == 1)
         began_s = time.monotonic()
         await replica.drain()
-        assert 0.5 < time.monotonic() - began_s < 5.0
+        assert 0.5 < time.monotonic() - began_s < 20.0
         bench.assert_nothing_left()
         with pytest.raises(aiohttp.ClientError):
             await endless
@@ -545,10 +545,10 @@ async def test_a_gateway_that_never_answers_is_waited_for_only_so_long(
 
 async def test_a_drain_without_a_directory_still_lets_streams_finish(bench: Bench) -> None:
     async with bench.started() as replica:
-        running = asyncio.create_task(stream(await bench.endpoint(), 20, 0.05))
+        running = asyncio.create_task(stream(await bench.endpoint(), 80, 0.05))
         await until(lambda: bench.directory.reports[-1].load.running == 1)
         bench.directory.away = True
-        await asyncio.wait_for(replica.drain(), 8.0)
+        await asyncio.wait_for(replica.drain(), 20.0)
         assert (await running).endswith(b"[DONE]\n\n")
         bench.assert_nothing_left()
 
@@ -560,7 +560,7 @@ async def test_a_drain_with_a_directory_that_never_answers_ends(
     async with bench.started(drain_timeout_s=0.2) as replica:
         bench.directory.report_gate.clear()
         bench.directory.withdraw_takes_s = 600.0
-        await asyncio.wait_for(replica.drain(), 12.0)
+        await asyncio.wait_for(replica.drain(), 20.0)
         bench.assert_nothing_left()
 
 
@@ -571,7 +571,7 @@ async def test_a_drain_ends_soon_when_the_engine_dies_meanwhile(bench: Bench) ->
         draining = asyncio.create_task(replica.drain())
         await asyncio.sleep(0.3)
         os.kill(bench.directory.reports[-1].engine_pid or 0, signal.SIGKILL)
-        await asyncio.wait_for(draining, 5.0)
+        await asyncio.wait_for(draining, 20.0)
         bench.assert_nothing_left()
         with pytest.raises(aiohttp.ClientError):
             await running
@@ -580,7 +580,7 @@ async def test_a_drain_ends_soon_when_the_engine_dies_meanwhile(bench: Bench) ->
 async def test_a_drain_during_an_error_page_of_metrics_still_stops_the_engine(bench: Bench) -> None:
     async with bench.started(drain_timeout_s=1.0) as replica:
         await tell(await bench.endpoint(), metrics_page="Internal Server Error")
-        await asyncio.wait_for(replica.drain(), 8.0)
+        await asyncio.wait_for(replica.drain(), 20.0)
         bench.assert_nothing_left()
 
 
@@ -588,7 +588,7 @@ async def test_a_dead_engine_is_not_drained(bench: Bench) -> None:
     async with bench.started() as replica:
         os.kill(bench.directory.reports[-1].engine_pid or 0, signal.SIGKILL)
         await replica.closed_after_death()
-        await asyncio.wait_for(replica.drain(), 2.0)
+        await asyncio.wait_for(replica.drain(), 10.0)
         assert ReplicaState.DRAINING not in bench.directory.states
 
 
@@ -596,9 +596,9 @@ async def test_draining_while_the_engine_loads_stops_it_and_fails_the_start(benc
     replica = bench.replica(FakeKind(well_after_s=600, child=True))
     starting = asyncio.create_task(replica.start())
     await until(lambda: len(bench.processes()) == 2)
-    await asyncio.wait_for(replica.drain(), 5.0)
+    await asyncio.wait_for(replica.drain(), 20.0)
     with pytest.raises(FailedError):
-        await asyncio.wait_for(starting, 5.0)
+        await asyncio.wait_for(starting, 20.0)
     bench.assert_nothing_left()
 
 
@@ -608,28 +608,31 @@ async def test_draining_before_the_engine_is_started_starts_none(bench: Bench) -
     replica = bench.replica(FakeKind())
     starting = asyncio.create_task(replica.start())
     await until(lambda: bool(bench.directory.reports))
-    await asyncio.wait_for(replica.drain(), 5.0)
+    await asyncio.wait_for(replica.drain(), 20.0)
     bench.directory.report_gate.set()
     try:
         with pytest.raises(FailedError):
-            await asyncio.wait_for(starting, 5.0)
+            await asyncio.wait_for(starting, 20.0)
         bench.assert_nothing_left()
     finally:
         await replica.close()
 
 
 async def test_draining_before_the_lease_is_taken_gives_it_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, go_on = threading.Event(), threading.Event()
     take = bench.lease
 
-    def slowly() -> Lease:
-        time.sleep(0.5)
+    def late() -> Lease:
+        asked.set()
+        go_on.wait(20.0)
         return take()
 
-    monkeypatch.setattr(bench, "lease", slowly)
+    monkeypatch.setattr(bench, "lease", late)
     replica = bench.replica(FakeKind())
     starting = asyncio.create_task(replica.start())
-    await asyncio.sleep(0.1)
+    await until(asked.is_set)
     await replica.drain()
+    go_on.set()
     with pytest.raises(FailedError, match="stopped while it started"):
         await starting
     bench.assert_nothing_left()
@@ -638,19 +641,24 @@ async def test_draining_before_the_lease_is_taken_gives_it_back(bench: Bench, mo
 async def test_a_start_cancelled_while_the_lease_is_taken_gives_it_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked, go_on, taken = threading.Event(), threading.Event(), threading.Event()
     take = bench.lease
 
-    def slowly() -> Lease:
-        time.sleep(0.5)
-        return take()
+    def late() -> Lease:
+        asked.set()
+        go_on.wait(20.0)
+        lease = take()
+        taken.set()
+        return lease
 
-    monkeypatch.setattr(bench, "lease", slowly)
+    monkeypatch.setattr(bench, "lease", late)
     starting = asyncio.create_task(bench.replica(FakeKind()).start())
-    await asyncio.sleep(0.1)
+    await until(asked.is_set)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
-    await asyncio.sleep(1.0)
+    go_on.set()
+    await until(lambda: taken.is_set() and holders(bench.folder) == [])
     bench.assert_nothing_left()
 
 
@@ -662,7 +670,7 @@ async def test_a_replica_that_drains_is_never_announced_as_ready_afterwards(benc
     await until(lambda: len(bench.processes()) == 1)
     await replica.drain()
     with pytest.raises(FailedError):
-        await asyncio.wait_for(starting, 5.0)
+        await asyncio.wait_for(starting, 20.0)
     assert ReplicaState.READY not in bench.directory.states
     seen = len(bench.directory.reports)
     await asyncio.sleep(0.4)
@@ -742,9 +750,9 @@ async def test_the_engine_runs_on_the_cpus_of_its_gpus_and_says_so(bench: Bench)
 async def test_a_move_lets_streams_finish_and_serves_from_the_other_gpu(bench: Bench) -> None:
     async with bench.started() as replica:
         before = await bench.endpoint()
-        streams = [asyncio.create_task(stream(before, 20, 0.05)) for _ in range(3)]
+        streams = [asyncio.create_task(stream(before, 80, 0.05)) for _ in range(3)]
         await until(lambda: bench.directory.reports[-1].load.running == 3)
-        said = await asyncio.wait_for(replica.move(), 10.0)
+        said = await asyncio.wait_for(replica.move(), 20.0)
         assert said == "moved from GPU-0 to GPU-1: elsewhere"
         assert [text.endswith(b"[DONE]\n\n") for text in await asyncio.gather(*streams)] == [True] * 3
         after = await bench.endpoint()
@@ -763,7 +771,7 @@ async def test_a_moved_engine_is_watched_like_the_first(bench: Bench) -> None:
     async with bench.started() as replica:
         await replica.move(("GPU-1",))
         os.kill((await bench.report()).engine_pid or 0, signal.SIGKILL)
-        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+        await asyncio.wait_for(replica.closed_after_death(), 20.0)
         bench.assert_nothing_left()
 
 
@@ -796,7 +804,7 @@ async def test_an_engine_that_does_not_start_elsewhere_serves_on_where_it_was(be
     engine.fails_on = "GPU-1"
     async with bench.started(engine) as replica:
         with pytest.raises(EngineFailed, match="no kernel image"):
-            await asyncio.wait_for(replica.move(), 10.0)
+            await asyncio.wait_for(replica.move(), 20.0)
         assert (await bench.report()).gpu_uuids == ("GPU-0",)
         assert replica.cause is None
         assert [holder.resource for holder in holders(bench.folder)] == ["GPU-0"]
@@ -808,19 +816,19 @@ async def test_an_engine_that_starts_neither_there_nor_where_it_was_is_given_up(
     async with bench.started(engine) as replica:
         engine.fails_on = "GPU"
         with pytest.raises(EngineFailed):
-            await asyncio.wait_for(replica.move(), 10.0)
-        await asyncio.wait_for(replica.closed_after_death(), 5.0)
+            await asyncio.wait_for(replica.move(), 20.0)
+        await asyncio.wait_for(replica.closed_after_death(), 20.0)
         assert "could not go back" in (replica.cause or "")
         bench.assert_nothing_left()
 
 
 async def test_a_drain_in_the_middle_of_a_move_ends_both_and_lets_streams_finish(bench: Bench) -> None:
     async with bench.started() as replica:
-        running = asyncio.create_task(stream(await bench.endpoint(), 20, 0.05))
+        running = asyncio.create_task(stream(await bench.endpoint(), 80, 0.05))
         await until(lambda: bench.directory.reports[-1].load.running == 1)
         await bench.directory.order_move(bench.id)
         await until(lambda: bench.directory.states[-1] is ReplicaState.DRAINING)
-        await asyncio.wait_for(replica.drain(), 8.0)
+        await asyncio.wait_for(replica.drain(), 20.0)
         assert (await running).endswith(b"[DONE]\n\n")
         bench.assert_nothing_left()
 
@@ -831,7 +839,7 @@ async def test_a_drain_while_the_moved_engine_starts_leaves_nothing(bench: Bench
         engine.change(well_after_s=600)
         await bench.directory.order_move(bench.id)
         await until(lambda: bench.directory.reports[-1].gpu_uuids == ("GPU-1",) and len(bench.processes()) == 1)
-        await asyncio.wait_for(replica.drain(), 5.0)
+        await asyncio.wait_for(replica.drain(), 20.0)
         bench.assert_nothing_left()
 
 

@@ -112,7 +112,7 @@ def test_an_unmeasured_link_says_that_it_is_assumed() -> None:
     assert assumed_link(need_accelerator("H200")).bytes_per_s == pytest.approx(393e9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     batch=st.integers(1, 512),
     context=st.integers(1, 8192),

@@ -38,7 +38,7 @@ def loads(draw: st.DrawFn, longest: int) -> list[Request]:
     return requests
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_every_request_ends_once_with_its_tokens_and_memory_is_never_exceeded(data: st.DataObject) -> None:
     limits = data.draw(engines())
@@ -64,7 +64,7 @@ def test_every_request_ends_once_with_its_tokens_and_memory_is_never_exceeded(da
     assert core.prompt_tokens_total == sum(request.input_tokens for request in requests)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_replica_accounts_for_every_request(data: st.DataObject) -> None:
     limits = data.draw(engines())
