@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from math import ceil, exp, sqrt
 from typing import NamedTuple
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from raylane.autoscaling.decision import Reason
 from raylane.autoscaling.demand import Demand, History, Mix, estimate, mix, remember, sized
 from raylane.autoscaling.observation import ModelSeen, Phase
@@ -35,21 +37,21 @@ BUSY = 0.1  # GPU utilisation above which a GPU is not idle
 class SloRule:
     """The knobs. `burst_margin` (z) is the one that trades GPU-hours for attainment."""
 
-    burst_margin: float = 2.0
-    target_load: float = 0.8
-    confidence: float = 2.0
-    hold_s: float = 450.0
-    shrink_every_s: float = 30.0
-    idle_s: float = 600.0
-    yield_s: float = 60.0
+    burst_margin: NonNegativeFloat = 2.0
+    target_load: PositiveFloat = 0.8
+    confidence: NonNegativeFloat = 2.0
+    hold_s: NonNegativeFloat = 450.0
+    shrink_every_s: NonNegativeFloat = 30.0
+    idle_s: NonNegativeFloat = 600.0
+    yield_s: NonNegativeFloat = 60.0
     """Idle this long, the last replica of a model that may rest is given up where another model lacks its GPU."""
     forecast: bool = False
     """Prolong a rise that is sure over the cold start: the load expected when a new replica would be ready counts."""
-    learning: float = 1.0
+    learning: NonNegativeFloat = 1.0
     """How fast: a minute in which every request misses lowers the believed speed by a factor e at 1, never at 0."""
-    shrink_band: float = 0.3
+    shrink_band: NonNegativeFloat = 0.3
     """Shrink only when this much more than the need would fit too, so that chance does not turn it back."""
-    misses: float = 1.0
+    misses: NonNegativeFloat = 1.0
     """Share of the misses that the SLO allows which is aimed at."""
 
     def wish(

@@ -13,9 +13,8 @@ from raylane.deployments.builtin import PREFIX
 from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig, Slo
 from raylane.deployments.engine_settings import engine_settings
 from raylane.deployments.fit import Fits, fit
-from raylane.deployments.model_facts import model_facts
 from raylane.deployments.scaling_config import CapacityConfig, ScalingConfig
-from raylane.deployments.simulator.build import engine_for, read_model_config
+from raylane.deployments.simulator.build import engine_for, read_model_facts
 
 # Estimates until a start was seen. vLLM 0.26 took 70 s to serve 16 GB of weights on an H200 (results/h200/fault.json),
 # and reading from a disk at half a GB/s is common.
@@ -40,24 +39,11 @@ def check_scaling(config: DeploymentConfig, gpu_name: str | None, origin: str) -
 
 
 def chosen_rule(scaling: ScalingConfig, origin: str) -> Wisher:
-    """The policy's rule with its knobs. Raises UsageError for an unknown knob or one of the wrong kind."""
+    """The policy's rule with its knobs. Raises UsageError for an unknown knob or a value that it cannot have."""
     try:
-        rule = build_rule(scaling.policy, **scaling.knobs)
+        return build_rule(scaling.policy, **scaling.knobs)
     except UsageError as error:
         raise UsageError(f"{origin}: scaling.knobs: {error}") from error
-    usual = build_rule(scaling.policy)
-    for knob, value in scaling.knobs.items():
-        default = getattr(usual, knob)
-        if default is not None and not _same_kind(value, default):
-            kind = type(default).__name__
-            raise UsageError(f"{origin}: scaling.knobs.{knob}: {kind} is needed, like {default!r} (got {value!r})")
-    return rule
-
-
-def _same_kind(value: object, default: object) -> bool:
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    return isinstance(value, int | float if isinstance(default, float) else type(default))
 
 
 def model_specs(config: DeploymentConfig, gpu_name: str | None, origin: str) -> dict[str, ModelSpec]:
@@ -144,7 +130,7 @@ def _estimated_start_s(model: ModelConfig, gpu: Accelerator | None) -> float:
     if gpu is None or not _has_config(model.source):
         return UNKNOWN_COLD_START_S
     try:
-        found = fit(model_facts(read_model_config(model.source), model.source), gpu, engine_settings(model))
+        found = fit(read_model_facts(model.source), gpu, engine_settings(model))
     except UsageError:  # an architecture or a weight format that cannot be sized
         return UNKNOWN_COLD_START_S
     if not isinstance(found, Fits):

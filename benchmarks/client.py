@@ -38,7 +38,6 @@ class LoadClient:
         # limit=0: the default of 100 connections would queue requests inside the client and call it latency.
         connector = aiohttp.TCPConnector(limit=0, limit_per_host=0, keepalive_timeout=60, ttl_dns_cache=None)
         self._session = aiohttp.ClientSession(
-            base_url=self._base_url,
             connector=connector,
             headers=self._headers,
             timeout=self._timeout,
@@ -61,7 +60,7 @@ class LoadClient:
         error: str | None = None
         t_send_s = clock()
         try:
-            async with self._session.post(request.path, data=request.body) as response:
+            async with self._session.post(self._base_url + request.path, data=request.body) as response:
                 status = response.status
                 self.simulated |= SIMULATED_HEADER in response.headers
                 read = response.content.readany
@@ -71,7 +70,7 @@ class LoadClient:
         except asyncio.CancelledError:
             error = CUT_AT_END
             raise
-        except (aiohttp.ClientError, OSError, TimeoutError) as failure:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as failure:
             error = f"{type(failure).__name__}: {failure}".rstrip(": ")
         finally:
             body = _body(chunks, times)

@@ -14,6 +14,7 @@ from raylane.benchmarks.client import Clock, LoadClient
 from raylane.benchmarks.plan import BenchmarkPlan, Case, ConcurrencyLoad, Stream
 from raylane.benchmarks.prompts import PlannedRequest, planned_requests
 from raylane.benchmarks.records import RawReply
+from raylane.benchmarks.sse import has_failed
 
 Keep = Callable[[Stream, RawReply], None]
 Phase = Literal["warm-up", "window", "drain"]
@@ -107,12 +108,12 @@ class CaseLoad:
             await asyncio.sleep(left_s)
 
     async def _send(self, load: _StreamLoad, request: PlannedRequest, t_sched_s: float) -> bool:
-        """Whether the endpoint took the request; what came back goes to `keep`."""
+        """Whether the endpoint answered the request; what came back goes to `keep`."""
         failed = False
 
         def keep(reply: RawReply) -> None:
             nonlocal failed
-            failed = reply.error is not None or reply.http_status != 200
+            failed = reply.error is not None or reply.http_status != 200 or has_failed(reply.body)
             load.finished += 1
             self.times.finished += 1
             self.times.failed += failed

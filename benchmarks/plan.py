@@ -1,6 +1,7 @@
 """The benchmark plan: which requests go where, how fast, for how long, and what counts as good enough."""
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -172,9 +173,19 @@ class ModelCost(StrictModel):
 
 
 def _base_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
         raise ValueError("must begin with http:// or https://")
-    return url.rstrip("/").removesuffix("/v1").rstrip("/")
+    if not parts.hostname:
+        raise ValueError("must name a host")
+    if parts.port == 0:
+        raise ValueError("must have a port from 1 to 65535")
+    if parts.query or parts.fragment:
+        raise ValueError("must end before ? and #")
+    path = parts.path.rstrip("/")
+    if path.endswith("/completions"):
+        raise ValueError("must be the endpoint's root: /v1/completions and /v1/chat/completions are added to it")
+    return f"{parts.scheme}://{parts.netloc}{path.removesuffix('/v1').rstrip('/')}"
 
 
 class BenchmarkPlan(StrictModel):
@@ -184,7 +195,7 @@ class BenchmarkPlan(StrictModel):
     """Becomes part of the run folder's name."""
     seed: NonNegativeInt = 0
     base_url: Annotated[str, AfterValidator(_base_url)] = "http://127.0.0.1:8000"
-    """Root of an OpenAI-compatible endpoint, without /v1."""
+    """Root of an OpenAI-compatible endpoint, also one below a path; /v1 and what follows it are added."""
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """NAME of the environment variable that holds the API key; the key itself never enters a plan or a run folder."""
     warmup: Warmup = Warmup()

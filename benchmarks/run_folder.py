@@ -10,6 +10,7 @@ results.json      figures of the cases done so far, and whether the run is compl
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -117,14 +118,15 @@ class RunFolder:
 
 def _new_folder(out_dir: Path, wanted: str) -> tuple[str, Path]:
     """Two runs of one second get different folders."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 1000):
-        run_id = wanted if number == 1 else f"{wanted}-{number}"
-        try:
-            (out_dir / run_id).mkdir()
-        except FileExistsError:
-            continue
-        return run_id, out_dir / run_id
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            run_id = wanted if number == 1 else f"{wanted}-{number}"
+            with suppress(FileExistsError):
+                (out_dir / run_id).mkdir()
+                return run_id, out_dir / run_id
+    except OSError as error:
+        raise UsageError(f"--out {out_dir}: a run folder cannot be made there: {error.strerror}") from error
     raise UsageError(f"{out_dir}: has a thousand runs named {wanted}")
 
 
@@ -201,7 +203,8 @@ def requests_frame(records: Sequence[RequestRecord], plan: BenchmarkPlan, summar
     ]
     frame = pd.DataFrame(rows, columns=[*REQUEST_SCHEMA.names[:-1], *_DERIVED])
     counts = {"http_status": "Int64", "prompt_tokens": "Int64", "completion_tokens": "Int64", "good": "boolean"}
-    return frame.astype(counts)
+    seconds = dict.fromkeys((name for name in frame.columns if name.endswith(("_s", "_ms"))), "float64")
+    return frame.astype(counts | seconds | {"completed": "bool", "in_window": "bool"})
 
 
 _DERIVED = (
@@ -249,15 +252,22 @@ def _tokens_per_chunk(record: RequestRecord) -> float:
 
 
 def _read_requests(path: Path) -> list[RequestRecord]:
-    if not path.is_file():
-        return []
-    return [RequestRecord(**row) for row in pq.read_table(path, schema=REQUEST_SCHEMA).to_pylist()]
+    return [RequestRecord(**row) for row in _read_table(path, REQUEST_SCHEMA).to_pylist()]
 
 
 def _read_gpu(path: Path) -> pd.DataFrame:
-    table = pq.read_table(path, schema=GPU_SCHEMA) if path.is_file() else GPU_SCHEMA.empty_table()
-    frame: pd.DataFrame = table.to_pandas()
+    frame: pd.DataFrame = _read_table(path, GPU_SCHEMA).to_pandas()
     return frame
+
+
+def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Without the file, a table without rows."""
+    if not path.is_file():
+        return schema.empty_table()
+    try:
+        return pq.read_table(path, schema=schema)
+    except (OSError, pa.ArrowException) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

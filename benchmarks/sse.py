@@ -13,6 +13,7 @@ from typing import Any
 
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _ERROR_TEXT_CHARS = 300
+_TAIL_BYTES = 2048
 _DONE = b"[DONE]"
 
 
@@ -39,38 +40,60 @@ class StreamFacts:
 def read_stream(body: RawBody) -> StreamFacts:
     """Times of every chunk with content, usage and finish reason. Failures become `error`, never an exception."""
     times = array("d")
-    usage: dict[str, Any] = {}
-    finish: str | None = None
+    usage: Any = None
+    finish: Any = None
     error: str | None = None
     for payload, t_s in _events(body):
         if payload == _DONE:
             continue
         try:
             event = json.loads(payload.decode())
-        except ValueError:
+        except (ValueError, RecursionError):
             error = error or f"event is not JSON: {_clip(payload)}"
             continue
-        if not isinstance(event, dict) or event.get("error"):
+        choices = _choices(event)
+        if choices is None:
             error = error or f"error in the stream: {_clip(payload)}"
             continue
         usage = event.get("usage") or usage
-        for choice in event.get("choices") or ():
+        for choice in choices:
             finish = choice.get("finish_reason") or finish
             # An answer without visible text is answered when it says that it is over.
             if _content(choice) or (choice.get("finish_reason") and not times):
                 times.append(t_s)
     return StreamFacts(
         content_times_s=times,
-        prompt_tokens=usage.get("prompt_tokens"),
-        output_tokens=usage.get("completion_tokens"),
-        finish=finish,
-        error=error or _broken(body, times, finish),
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        output_tokens=_count(usage, "completion_tokens"),
+        finish=None if finish is None else str(finish),
+        error=error or (_broken(body, times) if finish is None else None),
     )
 
 
-def _broken(body: RawBody, times: Sequence[float], finish: str | None) -> str | None:
-    if finish is not None:
+def has_failed(body: RawBody) -> bool:
+    """Whether `read_stream` finds an error, in a microsecond or two when the body ends as it should."""
+    tail = body.data[-_TAIL_BYTES:]
+    finished = b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
+    if finished and b'"error"' not in tail and body.data.startswith(b"data:"):
+        return False
+    return read_stream(body).error is not None
+
+
+def _choices(event: Any) -> list[dict[str, Any]] | None:
+    """The choices of an event; None when it reports an error or is not built like one."""
+    if not isinstance(event, dict) or event.get("error"):
         return None
+    choices = event.get("choices") or []
+    built = isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
+    return choices if built else None
+
+
+def _count(usage: Any, key: str) -> int | None:
+    count = usage.get(key) if isinstance(usage, dict) else None
+    return count if type(count) is int and count >= 0 else None
+
+
+def _broken(body: RawBody, times: Sequence[float]) -> str:
     seen = f"after {len(times)} content chunks" if times else f"without content: {_clip(body.data)}"
     return f"stream ended without a finish reason {seen}"
 
@@ -80,7 +103,9 @@ def _content(choice: dict[str, Any]) -> bool:
     if choice.get("text"):
         return True
     delta = choice.get("delta")
-    return bool(delta and (delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")))
+    return isinstance(delta, dict) and bool(
+        delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
+    )
 
 
 def _events(body: RawBody) -> Iterator[tuple[bytes, float]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.table import Table
+from rich.text import Text
 
 from raylane.benchmarks.plan import ConcurrencyLoad
 from raylane.benchmarks.results import StreamResult
@@ -25,6 +26,8 @@ def calibrate_command(
     tensor_parallel: Annotated[int, typer.Option(help="For run folders.")] = 1,
     quantization: Annotated[str | None, typer.Option(help="For run folders.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="For run folders, where it was set.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="For run folders, where it was set.")] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="For run folders, where it was set.")] = None,
     fit: Annotated[list[str] | None, typer.Option(help="Case to fit; default: every other one by load.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the constants here, for the simulator's --constants.")] = None,
     json_output: Annotated[bool, typer.Option("--json")] = False,
@@ -41,23 +44,34 @@ def calibrate_command(
             tensor_parallel=tensor_parallel if tensor_parallel != 1 else None,
             quantization=quantization,
             max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            gpu_memory_utilization=gpu_memory_utilization,
             fit=fit,
         )
     else:
         if model is None or gpu is None:
             raise UsageError("run folders do not say what ran on which GPU: give --model and --gpu")
         base = {"model": model, "gpu": gpu, "tensor_parallel": tensor_parallel, "quantization": quantization}
-        base["max_num_batched_tokens"] = max_num_batched_tokens
+        base |= {"max_num_batched_tokens": max_num_batched_tokens, "max_model_len": max_model_len}
+        base |= {"gpu_memory_utilization": gpu_memory_utilization}
         rows += rows_of_runs([load_run(path) for path in folders], base, fit)
     found = calibrate(rows)
-    entry = constants_entry(found)
-    if out is not None:
-        out.write_text(yaml.safe_dump({"constants": [entry]}, sort_keys=False), encoding="utf-8")
+    constants = yaml.safe_dump({"constants": [constants_entry(found)]}, sort_keys=False)
     if json_output:
         typer.echo(json.dumps(calibration_data(found), indent=2))
-        return
-    table_console().print(calibration_table(found))
-    typer.echo(yaml.safe_dump({"constants": [entry]}, sort_keys=False))
+    else:
+        table_console().print(calibration_table(found))
+        typer.echo(constants)
+    if out is not None:
+        write_constants(out, constants)
+
+
+def write_constants(out: Path, constants: str) -> None:
+    """UsageError for a file that cannot be written; what was to stand in it has been printed by then."""
+    try:
+        out.write_text(constants, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written: {error.strerror}") from error
 
 
 def refuse_without_folders(**options: object) -> None:
@@ -178,7 +192,7 @@ def calibration_table(found: Calibration) -> Table:
         table.add_column(name, justify="left" if name in {"row", "use", "metric"} else "right")
     for item in found.comparisons:
         values = (f"{item.measured:,.1f}", f"{item.simulated:,.1f}", f"{item.error:+.1%}")
-        table.add_row(item.row.id, item.row.use, item.metric, *values)
+        table.add_row(Text(item.row.id), item.row.use, item.metric, *values)
     held_out = found.mean_error("held out")
     if held_out is not None:
         table.add_row("mean", "held out", "all", "", "", f"{held_out:.1%}")

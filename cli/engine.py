@@ -13,6 +13,7 @@ from raylane.cluster.errors import FailedError
 from raylane.deployments.engines.trtllm.build import Toolchain, find_toolchain, planned
 from raylane.deployments.engines.trtllm.build import build as run_build
 from raylane.deployments.engines.trtllm.build_plan import (
+    DEFAULT_CALIBRATION_TOKENS,
     DEFAULT_MAX_SEQ_LEN,
     BuildRequest,
     Step,
@@ -49,7 +50,10 @@ def build(
     max_seq_len: Annotated[
         int | None, typer.Option(min=2, help="Longest prompt plus output; fixed in it. Default: the model's, or 8192.")
     ] = None,
-    calibration_tokens: Annotated[int, typer.Option(min=16, help="Longest part of a prompt to calibrate on.")] = 2048,
+    calibration_tokens: Annotated[
+        int | None,
+        typer.Option(min=16, help="Longest part of a prompt to calibrate on. Default: the model's, or 2048."),
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code of the model.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print the commands only.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -66,7 +70,8 @@ def build(
         max_batch_size=max_batch_size,
         max_num_tokens=max_num_tokens,
         max_seq_len=max_seq_len or min(DEFAULT_MAX_SEQ_LEN, positions or DEFAULT_MAX_SEQ_LEN),
-        calibration_tokens=calibration_tokens,
+        calibration_tokens=calibration_tokens
+        or min(DEFAULT_CALIBRATION_TOKENS, positions or DEFAULT_CALIBRATION_TOKENS),
         trust_remote_code=trust_remote_code,
     )
     check_request(request)

@@ -8,7 +8,9 @@ import typer
 import yaml
 
 from raylane.cluster.errors import UsageError
-from raylane.cluster.kuberay import KubeCluster, PodSize, manifest
+from raylane.cluster.kuberay import KubeCluster, PodSize, ReplicaNeed, manifest
+from raylane.deployments.applications import required_replicas
+from raylane.deployments.builtin import PREFIX, builtin_config
 from raylane.deployments.config import DeploymentConfig
 
 export = typer.Typer(no_args_is_help=True, help="Write a deployment as other tools want it.")
@@ -51,6 +53,9 @@ def kuberay(
                 f"{config_file}: models.{model}.source: {block.source!r} is a folder of this machine; give a hub id, "
                 "builtin:NAME, or the absolute path of a folder in the image"
             )
+        if block.source.startswith(PREFIX):
+            check_builtin(config_file, model, block.source)
+    minimum = required_replicas(config)
     cluster = KubeCluster(
         name=name,
         image=image,
@@ -60,8 +65,18 @@ def kuberay(
         head=HEAD,
         gateway_port=config.gateway.port,
         config_text=config_file.read_text(),
-        gpus_of_largest_replica=max(model.gpus for model in config.models.values()),
-        minimum_gpus=sum(model.gpus * model.replicas.min for model in config.models.values()),
+        needs=tuple(
+            ReplicaNeed(model, block.gpus, block.reserved_cpus, minimum[model])
+            for model, block in config.models.items()
+        ),
         redis_address=redis,
     )
     typer.echo(yaml.safe_dump_all(manifest(cluster), sort_keys=False), nl=False)
+
+
+def check_builtin(config_file: Path, model: str, source: str) -> None:
+    """UsageError for a builtin model that does not exist."""
+    try:
+        builtin_config(source)
+    except UsageError as error:
+        raise UsageError(f"{config_file}: models.{model}.{error}") from error

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from raylane.cli.plan_placement import placement, placement_data, placement_view
+from raylane.cli.plan_placement import placement_data, placement_view
 from raylane.cli.plan_sizes import (
     ModelSizing,
     config_of,
@@ -18,6 +18,7 @@ from raylane.cli.plan_sizes import (
     measured_link,
     most_gpus,
     names_of,
+    nvlinks,
     size_model,
     size_on,
     sizing_data,
@@ -25,15 +26,15 @@ from raylane.cli.plan_sizes import (
 from raylane.cli.sizing import guide_json, print_ceilings, print_fit, print_guide, print_parallelism
 from raylane.cli.tables import table_console
 from raylane.cli.topology import known_hosts
+from raylane.cluster import planner
 from raylane.cluster.catalog import find_accelerator, need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
-from raylane.cluster.planner import PlacementPlan, Want
+from raylane.cluster.planner import ModelPlan, PlacementPlan, Want
 from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig, load_config
 from raylane.deployments.fit import Refusal
-from raylane.deployments.model_facts import model_facts
 from raylane.deployments.roofline import assumed_link
-from raylane.deployments.simulator.build import read_model_config
+from raylane.deployments.simulator.build import read_model_facts
 from raylane.deployments.suggest import DEFAULT_CONTEXT, LARGEST_GPU_COUNT, suggest
 
 
@@ -89,12 +90,12 @@ def print_suggestion(
     card = need_accelerator(name)
     if hosts is not None and not names_of(hosts, card):
         raise UsageError(f"--gpu {name}: is on none of the hosts of --from ({kinds(hosts)})")
-    facts = model_facts(read_model_config(model), model)
+    facts = read_model_facts(model)
     positions = facts.max_position_embeddings
     if max_model_len is not None and max_model_len > positions:
         raise UsageError(f"--max-model-len {max_model_len}: {model} has {positions:,} positions")
-    link = (measured_link(hosts, card) if hosts else None) or assumed_link(card)
     most = most_gpus(hosts, card) if hosts else LARGEST_GPU_COUNT
+    link = measured_link(hosts or (), card) or assumed_link(card, nvlinks(hosts or (), card, most))
     try:
         guide = suggest(facts, card, link=link, largest=most, max_model_len=max_model_len or DEFAULT_CONTEXT)
     except UsageError as error:
@@ -117,18 +118,19 @@ def the_card(model: str, hosts: Sequence[Host] | None) -> str:
 def print_plan(config_file: Path, config: DeploymentConfig, hosts: Sequence[Host], json_output: bool) -> None:
     """Sizes, then the placement. UsageError, after what is known was printed, when something does not fit."""
     on_gpus = {name: model for name, model in config.models.items() if model.gpus}
-    sizes = {name: size_model(name, model, hosts) for name, model in on_gpus.items()}
+    try:
+        sizes = {name: size_model(name, model, hosts) for name, model in on_gpus.items()}
+    except UsageError as error:
+        raise UsageError(f"{config_file}: {error}") from error
     refused = refusals(sizes)
-    found = None if refused else placement(hosts, wants(on_gpus, sizes))
+    found = None if refused else planner.plan(hosts, wants(on_gpus, sizes))
     if json_output:
         data = {"models": {name: sizing_data(size) for name, size in sizes.items()}}
         typer.echo(json.dumps({**data, "placement": None if found is None else placement_data(found)}, indent=2))
     else:
         show(table_console(), config, sizes, hosts, found)
-    if refused:
-        raise UsageError("\n".join(f"{config_file}: {line}" for line in refused))
-    if found is not None and not found.fits:
-        lines = [f"models.{item.model}.replicas: {item.reason}" for item in found.models if not item.fits]
+    lines = refused if found is None else [misplaced(config, item) for item in found.models if not item.fits]
+    if lines:
         raise UsageError("\n".join(f"{config_file}: {line}" for line in lines))
 
 
@@ -144,7 +146,7 @@ def show(
         console.print(f"{name}: on device cpu, takes no GPU", highlight=False)
     for name, size in sizes.items():
         for reason in size.unknown:
-            console.print(f"{name}: {reason}", style="yellow", highlight=False)
+            console.print(f"{name}: {reason}", style="yellow", highlight=False, markup=False)
         for item in size.on.values():
             print_fit(console, name, item.facts, item.fit)
             if item.ceilings:
@@ -159,11 +161,20 @@ def refusals(sizes: Mapping[str, ModelSizing]) -> list[str]:
     """One line for each model that fits on no host: why, and the nearest settings that do."""
     lines = []
     for name, size in sizes.items():
-        if size.hosts is not None and not size.hosts and size.on:
+        if size.cards is not None and not size.cards and size.on:
             for card, item in size.on.items():
                 if isinstance(item.fit, Refusal):
                     lines.append(refusal_line(name, card, item.fit))
     return lines
+
+
+def misplaced(config: DeploymentConfig, item: ModelPlan) -> str:
+    """Why a model has not its minimum: what of its config asks for too much, and of what."""
+    if item.possible_hosts:
+        return f"models.{item.model}.replicas: {item.reason}"
+    model = config.models[item.model]
+    pipeline = f" x pipeline_parallel {model.pipeline_parallel}" if model.pipeline_parallel > 1 else ""
+    return f"models.{item.model}: tensor_parallel {model.tensor_parallel}{pipeline}: {item.reason}"
 
 
 def refusal_line(name: str, card: str, refusal: Refusal) -> str:
@@ -179,8 +190,8 @@ def misfits(config: DeploymentConfig, gpu_name: str | None) -> list[str]:
         if card is None or not model.gpus or isinstance(model.engine, SimulatorConfig):
             continue
         with suppress(UsageError):  # a hub id or an unknown architecture: its size is not known
-            facts = model_facts(read_model_config(config_of(model.source)), name)
-            found = size_on(facts, card, model, None, model.gpus).fit
+            facts = read_model_facts(config_of(model.source))
+            found = size_on(facts, card, model, ()).fit
             if isinstance(found, Refusal):
                 lines.append(refusal_line(name, card.name, found))
     return lines
@@ -189,6 +200,6 @@ def misfits(config: DeploymentConfig, gpu_name: str | None) -> list[str]:
 def wants(models: Mapping[str, ModelConfig], sizes: Mapping[str, ModelSizing]) -> list[Want]:
     """What the planner is asked for."""
     return [
-        Want(name, model.gpus, model.replicas.min, model.replicas.max, sizes[name].hosts)
+        Want(name, model.gpus, model.replicas.min, model.replicas.max, sizes[name].cards)
         for name, model in models.items()
     ]

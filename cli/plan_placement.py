@@ -11,24 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from raylane.cluster.domains import domains
-from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
-from raylane.cluster.planner import Placement, PlacementPlan, Want, plan
+from raylane.cluster.planner import Placement, PlacementPlan
 
 DRAWN_HOSTS = 24
-
-
-def placement(hosts: Sequence[Host], wants: Sequence[Want]) -> PlacementPlan:
-    """The plan. UsageError for a model that not one host could hold even if it were empty."""
-    found = plan(hosts, wants)
-    for model in found.models:
-        if model.max_replicas > 0 and not model.possible_hosts:
-            largest = max((len(host.gpus) for host in hosts), default=0)
-            raise UsageError(
-                f"{model.model}: tensor_parallel {model.tp} fits on none of {len(hosts)} hosts "
-                f"(the largest has {largest} GPUs): {model.reason}"
-            )
-    return found
 
 
 def placement_data(found: PlacementPlan) -> dict[str, Any]:
@@ -48,7 +34,9 @@ def verdict(found: PlacementPlan) -> str:
     slow = sum(replica.second_best for replica in groups)
     links = f"{slow} of {len(groups)} groups on a second-best link" if slow else "every group on its best link"
     used = sum(len(replica.uuids) for replica in found.placements)
-    fits = "fits" if found.fits else "does not fit: minima are not met"
+    lacking = any(model.replicas < model.min_replicas for model in found.models)
+    why = "minima are not met" if lacking else "no host can hold one of the models"
+    fits = "fits" if found.fits else f"does not fit: {why}"
     return f"{fits}; {used} GPUs used, {len(found.free)} free" + (f"; {links}" if groups else "")
 
 

@@ -2,22 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from raylane.cli.engine_words import in_words_of
 from raylane.cli.sizing import fit_json
 from raylane.cluster.catalog import Accelerator, find_accelerator, need_accelerator, unknown_accelerator_message
+from raylane.cluster.choose import DOMAIN_SIZES
+from raylane.cluster.domains import domains
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host, LinkMeasurement, Verdict
 from raylane.deployments.builtin import PREFIX
 from raylane.deployments.config import ModelConfig, SimulatorConfig
 from raylane.deployments.engine_settings import engine_settings
 from raylane.deployments.fit import Fits, Refusal, fit
-from raylane.deployments.model_facts import ModelFacts, model_facts
+from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.parallelism import Comparison, compare_parallelism
 from raylane.deployments.roofline import Ceiling, Link, assumed_link, ceiling
-from raylane.deployments.simulator.build import read_model_config
+from raylane.deployments.simulator.build import read_model_facts
 
 INPUT_TOKENS, OUTPUT_TOKENS = 512, 256  # the request that ceilings are given for
 BATCHES = (1, 8, 32, 128)
@@ -41,45 +44,37 @@ class ModelSizing:
 
     on: Mapping[str, Sizing]
     unknown: tuple[str, ...]
-    hosts: frozenset[str] | None
-    """Hosts whose GPUs are large enough; None when no size is known, so any may be."""
+    cards: frozenset[str] | None
+    """Names of the hosts' GPUs that are large enough; None when no size is known, so any may be."""
 
 
 def size_model(name: str, model: ModelConfig, hosts: Sequence[Host]) -> ModelSizing:
     """The model's size on every kind of GPU among the hosts, or why nothing can be said about it."""
     cards = {gpu.name: find_accelerator(gpu.name) for host in hosts for gpu in host.gpus}
-    playable = {card.name: card for card in cards.values() if card is not None and plays(model, card)}
     missing = [gpu_name for gpu_name, card in cards.items() if card is None]
+    played = played_card(name, model)
+    known = {gpu_name: card for gpu_name, card in cards.items() if card and played in (None, card.name)}
+    if played is not None and not known and not missing:
+        raise UsageError(f"models.{name}.engine.gpu: {played!r} is on none of the hosts ({kinds(hosts)})")
     try:
-        facts = model_facts(read_model_config(config_of(model.source)), name)
-        on = {
-            card.name: size_on(facts, card, model, measured_link(hosts, card), most_gpus(hosts, card))
-            for card in playable.values()
-        }
+        facts = read_model_facts(config_of(model.source))
+        on = {card.name: size_on(facts, card, model, hosts) for card in dict.fromkeys(known.values())}
     except UsageError as error:
-        return ModelSizing({}, (f"size unknown, only placed: {error}",), hosts_for(model, hosts))
-    if not on and not missing and isinstance(model.engine, SimulatorConfig):
-        raise UsageError(f"models.{name}.engine.gpu: {model.engine.gpu!r} is on none of the hosts ({kinds(hosts)})")
-    large = {gpu_name for gpu_name, card in cards.items() if card and card.name in on and fits(on[card.name])}
-    able = frozenset(host.name for host in hosts if any(gpu.name in {*large, *missing} for gpu in host.gpus))
-    return ModelSizing(on, tuple(unknown_accelerator_message(gpu_name) for gpu_name in missing), able)
+        anywhere = None if played is None else frozenset({*known, *missing})
+        return ModelSizing({}, (f"size unknown, only placed: {error}",), anywhere)
+    large = {gpu_name for gpu_name, card in known.items() if isinstance(on[card.name].fit, Fits)}
+    unknown = tuple(unknown_accelerator_message(gpu_name) for gpu_name in missing)
+    return ModelSizing(on, unknown, frozenset({*large, *missing}))
 
 
-def fits(sizing: Sizing) -> bool:
-    return isinstance(sizing.fit, Fits)
-
-
-def hosts_for(model: ModelConfig, hosts: Sequence[Host]) -> frozenset[str] | None:
-    """Hosts of a simulated model's card where its size is unknown; None: any."""
+def played_card(name: str, model: ModelConfig) -> str | None:
+    """The card that a simulated engine behaves like, by its name in the catalogue; None for a real engine."""
     if not isinstance(model.engine, SimulatorConfig):
         return None
-    cards = {host.name: [find_accelerator(gpu.name) for gpu in host.gpus] for host in hosts}
-    return frozenset(name for name, found in cards.items() if any(card and plays(model, card) for card in found))
-
-
-def plays(model: ModelConfig, card: Accelerator) -> bool:
-    """False for a simulated engine that behaves like another card than this one."""
-    return not isinstance(model.engine, SimulatorConfig) or need_accelerator(model.engine.gpu).name == card.name
+    try:
+        return need_accelerator(model.engine.gpu).name
+    except UsageError as error:
+        raise UsageError(f"models.{name}.engine.gpu: {error}") from error
 
 
 def kinds(hosts: Sequence[Host]) -> str:
@@ -93,9 +88,11 @@ def config_of(source: str) -> str:
     raise UsageError(f"{source}: no such folder, and hub ids are not looked up; plan with a folder or a builtin shape")
 
 
-def size_on(facts: ModelFacts, card: Accelerator, model: ModelConfig, measured: Link | None, largest: int) -> Sizing:
-    """Memory and ceilings of one replica on this card."""
-    settings, link = engine_settings(model, facts), measured or assumed_link(card)
+def size_on(facts: ModelFacts, card: Accelerator, model: ModelConfig, hosts: Sequence[Host]) -> Sizing:
+    """Memory and ceilings of one replica on this card, as these hosts have it."""
+    settings, measured = engine_settings(model, facts), measured_link(hosts, card)
+    link = measured or assumed_link(card, nvlinks(hosts, card, model.gpus))
+    largest = most_gpus(hosts, card) if hosts else model.gpus
     found = in_words_of(model.engine.kind, fit(facts, card, settings, largest_tensor_parallel=largest))
     if isinstance(found, Refusal):
         return Sizing(facts, found)
@@ -142,6 +139,22 @@ def measured_link(hosts: Sequence[Host], card: Accelerator) -> Link | None:
         return None
     speed, latency_s, host_name = max(rates, key=lambda rate: (rate[0], -rate[1]))
     return Link(speed, latency_s, f"measured on the best pair of {host_name}")
+
+
+def nvlinks(hosts: Sequence[Host], card: Accelerator, gpus: int) -> int | None:
+    """The fewest NVLink links of a pair in the domains for a replica on `gpus` of this card; None: a pair has none."""
+    if not any(link.nvlink_count for host in hosts for link in host.links):
+        return None
+    names = names_of(hosts, card)
+    size = next((size for size in DOMAIN_SIZES if size >= gpus), DOMAIN_SIZES[-1])
+    counts = []
+    for host in hosts:
+        of_card = {gpu.uuid for gpu in host.gpus if gpu.name in names}
+        links = {frozenset((link.a, link.b)): link.nvlink_count or 0 for link in host.links}
+        for domain in domains(host, size):
+            if len(domain.uuids) >= gpus and of_card.issuperset(domain.uuids):
+                counts += [links.get(frozenset(pair), 0) for pair in combinations(domain.uuids, 2)]
+    return min(counts, default=0) or None
 
 
 def pair_rate(seen: LinkMeasurement) -> tuple[float, float] | None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 import yaml
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -17,7 +18,7 @@ from raylane.autoscaling.lab.choices import narrowed, plan_file
 from raylane.autoscaling.lab.plan import ReplayPlan
 from raylane.autoscaling.lab.regret import first_oracle, measure
 from raylane.autoscaling.lab.replay import Replayed, replay
-from raylane.autoscaling.lab.replay_files import results, summaries, write_results
+from raylane.autoscaling.lab.replay_files import make_folder, results, summaries, write_results
 from raylane.autoscaling.lab.summary import HEADINGS, REGRET_HEADINGS, Summary, cells, regret_cells
 from raylane.cli.tables import table_console
 from raylane.cluster.errors import UsageError
@@ -56,10 +57,12 @@ def replay_command(
         seeds=seeds,
         sweep=sweep,
     )
+    if out is not None:
+        make_folder(out)
     runs = run_all(plan, path.parent, workers)
     if out is not None:
         for written in write_results(plan, runs, out):
-            Console(stderr=True).print(f"wrote {written}", highlight=False, soft_wrap=True)
+            Console(stderr=True).print(f"wrote {written}", highlight=False, markup=False, soft_wrap=True)
     if json_output:
         typer.echo(json.dumps(results(plan, runs), indent=2))
     else:
@@ -90,23 +93,31 @@ def parse_knobs(given: Sequence[str]) -> dict[str, Any]:
 
 
 def show(plan: ReplayPlan, runs: Sequence[Replayed], console: Console) -> None:
-    """A table for each scenario, means over seeds, and what is to be said of a bound."""
+    """A table for each scenario, means over seeds, what its traffic was, and what is to be said of a bound."""
     means = summaries(runs)
     over = "1 seed" if plan.seeds == 1 else f"mean of {plan.seeds} seeds"
     for scenario, description in plan.scenarios.items():
         console.print(table(f"SIMULATED {scenario}, {over}", plan, means.get(scenario, {})))
-        if description.about:
-            console.print(description.about, style="dim", highlight=False)
-        if oracle := first_oracle(runs, scenario):
-            console.print(REGRET_NOTES[measure(oracle)].format(oracle.policy), style="dim", highlight=False)
-        for run in runs:
-            if run.scenario == scenario and run.note:
-                console.print(f"{run.policy}, seed {run.seed}: {run.note}", style="dim", highlight=False)
+        for line in notes(scenario, description.about, runs):
+            console.print(line, style="dim", highlight=False, markup=False)
+
+
+def notes(scenario: str, about: str, runs: Sequence[Replayed]) -> Iterator[str]:
+    """The lines below the table of a scenario; of its traffic, those of the first seed."""
+    here = [run for run in runs if run.scenario == scenario]
+    if about:
+        yield about
+    for model, offered in here[0].offered.items() if here else ():
+        cut = f"{offered.cut:,}" if offered.cut else "none"
+        yield f"{model}, seed {here[0].seed}: {offered.requests:,} requests, {cut} cut; {offered.source}"
+    if oracle := first_oracle(here, scenario):
+        yield REGRET_NOTES[measure(oracle)].format(oracle.policy)
+    yield from (f"{run.policy}, seed {run.seed}: {run.note}" for run in here if run.note)
 
 
 def table(title: str, plan: ReplayPlan, means: Mapping[str, Summary]) -> Table:
     """One row for each policy of the plan; dashes for a bound that does not exist on any seed."""
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("policy", no_wrap=True)
     regretted = any(found.regret_gpu_hours is not None for found in means.values())
     headings = (*HEADINGS, *REGRET_HEADINGS) if regretted else HEADINGS
@@ -115,5 +126,5 @@ def table(title: str, plan: ReplayPlan, means: Mapping[str, Summary]) -> Table:
     for choice in plan.policies:
         found = means.get(choice.name)
         row = ["–"] * len(headings) if found is None else [*cells(found), *(regret_cells(found) if regretted else ())]
-        shown.add_row(choice.name, *row)
+        shown.add_row(escape(choice.name), *row)
     return shown

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from raylane.benchmarks.report import write_report
@@ -30,7 +31,8 @@ def report(
     costs = [run_costs(run.plan, run.summary, book) for run in loaded]
     for run, cost in zip(loaded, costs, strict=True):
         files = write_report(run, cost)
-        Console(stderr=True).print(f"wrote {files.html}, {files.markdown.name}, {files.csv.name}", highlight=False)
+        written = f"wrote {files.html}, {files.markdown.name}, {files.csv.name}"
+        Console(stderr=True).print(written, highlight=False, markup=False)
     if json_output:
         typer.echo(json.dumps([as_json(run, cost) for run, cost in zip(loaded, costs, strict=True)], indent=2))
     else:
@@ -53,19 +55,19 @@ def print_tables(run: Run, costs: Sequence[CostFigure], console: Console) -> Non
     """The summary, where the prices come from, and why a case is not valid; report.md has every figure."""
     console.print(rich_table(summary_table(run.summary, costs)))
     for price in sorted({cost.price_source for cost in costs}):
-        console.print(f"price: {price}", style="dim", highlight=False)
+        console.print(f"price: {price}", style="dim", highlight=False, markup=False)
     if not run.complete:
         console.print("incomplete: the run was interrupted", style="yellow")
     for case in run.summary.cases:
         for reason in case.reasons:
-            console.print(f"{case.case} is not valid: {reason}", style="yellow", highlight=False)
+            console.print(f"{case.case} is not valid: {reason}", style="yellow", highlight=False, markup=False)
 
 
 def rich_table(table: Table) -> RichTable:
     """The same cells for a terminal."""
-    shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = RichTable(title=escape(table.title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for index, head in enumerate(table.heads):
         shown.add_column(head, justify="left" if index == 0 else "right", overflow="fold")
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     return shown

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from raylane.deployments.fit import Fits, Refusal
@@ -18,17 +19,18 @@ COMPUTED = "computed from data sheets, not measured"
 
 def print_fit(console: Console, model: str, facts: ModelFacts, found: Fits | Refusal) -> None:
     """One model's memory, or why it cannot start and what would."""
-    size = f"{model}: {facts.parameters / 1e9:.2f} B parameters"
+    size = escape(f"{model}: {facts.parameters / 1e9:.2f} B parameters")
     if isinstance(found, Refusal):
-        console.print(f"[bold red]{size} does not fit[/]: {found.reason}", highlight=False)
+        console.print(f"[bold red]{size} does not fit[/]: {escape(found.reason)}", highlight=False)
         for item in found.nearest:
-            console.print(f"  fits with {item.change}: {item.fits.kv_tokens:,} KV tokens", highlight=False)
+            say(console, f"  fits with {item.change}: {item.fits.kv_tokens:,} KV tokens")
         return
     draft = found.settings.draft
     for note in (*facts.notes, *(draft.notes if draft else ())):
-        console.print(f"  note: {note}", highlight=False)
+        say(console, f"  note: {note}")
+    card = escape(found.gpu.name)
     console.print(
-        f"{size} on {found.settings.gpus}x {found.gpu.name}: weights {found.weight_bytes / 1e9:.1f} GB, workspace "
+        f"{size} on {found.settings.gpus}x {card}: weights {found.weight_bytes / 1e9:.1f} GB, workspace "
         f"{found.workspace_bytes / 1e9:.1f} GB, KV cache {found.kv_bytes / 1e9:.1f} GB per GPU; "
         f"[bold]{found.kv_tokens:,}[/] tokens of context",
         highlight=False,
@@ -37,7 +39,7 @@ def print_fit(console: Console, model: str, facts: ModelFacts, found: Fits | Ref
 
 def print_ceilings(console: Console, model: str, ceilings: Sequence[Ceiling], caveats: Sequence[str] = ()) -> None:
     """The most a replica can do at several batch sizes, and for which reasons a real engine may do more."""
-    table = Table(title=f"{model}: ceilings of one replica ({COMPUTED})", title_justify="left")
+    table = Table(title=escape(f"{model}: ceilings of one replica ({COMPUTED})"), title_justify="left")
     for name in ("batch", "in / out", "ms per token", "prompt ms", "output tok/s", "requests/s", "tok/J at TDP"):
         table.add_column(name, justify="right")
     for item in ceilings:
@@ -53,33 +55,34 @@ def print_ceilings(console: Console, model: str, ceilings: Sequence[Ceiling], ca
         )
     console.print(table)
     for caveat in caveats:
-        console.print(f"  note: {caveat}", highlight=False)
+        say(console, f"  note: {caveat}")
 
 
 def print_parallelism(console: Console, model: str, found: Comparison) -> None:
     """Tensor against pipeline parallelism over the same GPUs."""
-    table = Table(title=f"{model}: ways to split ({COMPUTED})", title_justify="left")
+    table = Table(title=escape(f"{model}: ways to split ({COMPUTED})"), title_justify="left")
     for name in ("split", "KV tokens", "batch", "ms per token", "prompt ms", "output tok/s"):
         table.add_column(name, justify="right")
     for split in found.splits:
         top = split.ceiling
         if top is None or isinstance(split.fit, Refusal):
             reason = split.fit.reason if isinstance(split.fit, Refusal) else ""
-            table.add_row(split.name, reason, "", "", "", "")
+            table.add_row(split.name, escape(reason), "", "", "", "")
             continue
         cells = (f"{top.decode_step_s * 1e3:.1f}", f"{top.prefill_s * 1e3:.0f}", f"{top.output_tokens_per_s:,.0f}")
         table.add_row(split.name, f"{split.fit.kv_tokens:,}", str(top.batch), *cells)
     console.print(table)
-    console.print(found.reason, highlight=False)
+    say(console, found.reason)
 
 
 def print_guide(console: Console, model: str, gpu: str, guide: Guide, link: Link) -> None:
     """The quantization guide as a table; below it the suggestion, what it assumes of links, and of the checkpoint."""
-    table = Table(title=f"{model} on {gpu}, context {guide.max_model_len:,} ({COMPUTED})", title_justify="left")
+    title = f"{model} on {gpu}, context {guide.max_model_len:,} ({COMPUTED})"
+    table = Table(title=escape(title), title_justify="left")
     for name in ("weights", "GPUs", "GB per GPU", "KV tokens", "full contexts", "tok/s at most", "note"):
         table.add_column(name, justify="left" if name in {"weights", "note"} else "right")
     for option in guide.options:
-        name = "16-bit" if option.format == "none" else option.format
+        name = "16-bit" if option.format == "none" else escape(option.format)
         if isinstance(option.fit, Refusal) or option.ceiling is None:
             table.add_row(name, str(option.gpus), "", "", "", "", f"no: {getattr(option.fit, 'limit', '')}")
             continue
@@ -88,12 +91,17 @@ def print_guide(console: Console, model: str, gpu: str, guide: Guide, link: Link
         rate = f"{option.ceiling.output_tokens_per_s:,.0f} (batch {option.ceiling.batch})"
         table.add_row(name, str(option.gpus), size, tokens, str(option.sequences), rate, note)
     console.print(table)
-    console.print(guide.reason, highlight=False)
+    say(console, guide.reason)
     if any(option.gpus > 1 for option in guide.options):
-        console.print(f"links: {link.bytes_per_s / 1e9:.0f} GB/s ({link.source})", highlight=False)
+        say(console, f"links: {link.bytes_per_s / 1e9:.0f} GB/s ({link.source})")
     formats = {option.format for option in guide.options}
     for name in sorted(formats & NOT_MADE_WHILE_LOADING) if "none" in formats else ():
-        console.print(f"{name} needs a checkpoint in that format", highlight=False)
+        say(console, f"{name} needs a checkpoint in that format")
+
+
+def say(console: Console, line: str) -> None:
+    """One line as it is: what came from outside may look like markup."""
+    console.print(line, highlight=False, markup=False)
 
 
 def fit_json(found: Fits | Refusal) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from raylane.cluster.domains import Domain, domains
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Gpu, Host, Link, Verdict
 from raylane.cluster.links import host_links
-from raylane.cluster.recording import load_recording, matrix_word, present, save_recording, to_record
+from raylane.cluster.recording import load_recording, matrix_word, present, read_recording, save_recording, to_record
 
 RECORDED = "Recorded by raylane topology --record."
 
@@ -32,7 +32,7 @@ def topology(
         raise UsageError(f"--probe measures this host and --from reads {from_file}: give one of the two")
     hosts = probed_host() if probe else known_hosts(from_file)
     if record is not None:
-        save_recording(record, hosts, RECORDED)
+        save_recording(record, hosts, RECORDED if from_file is None else read_recording(from_file).note)
     if json_output:
         typer.echo(json.dumps({"hosts": [host_data(host) for host in hosts]}, indent=2))
         return
@@ -106,7 +106,7 @@ def gpu_table(host: Host) -> Table:
     """One row for each GPU; PCIe as generation and lanes, an idle GPU runs its slot at generation 1."""
     table = Table("GPU", "memory", "bus", "NUMA", "PCIe now/max", "MIG", "ECC", "processes", box=box.SIMPLE)
     for gpu in host.gpus:
-        table.add_row(*gpu_cells(gpu))
+        table.add_row(*(Text(cell) for cell in gpu_cells(gpu)))
     return table
 
 
@@ -152,7 +152,7 @@ def measured_tables(host: Host) -> list[Table]:
         table = Table("GPUs", "state", "there", "back", "latency", "8 KB", "256 KB", "32 MB", box=box.SIMPLE)
         table.title = "measured: copies, half a round trip of 8 bytes, all-reduces"
         for link in rows:
-            table.add_row(*measured_cells(host, link))
+            table.add_row(*(Text(cell) for cell in measured_cells(host, link)))
         tables.append(table)
     if host.groups:
         table = Table("GPUs", "state", "8 KB", "256 KB", "32 MB", box=box.SIMPLE)
@@ -160,7 +160,7 @@ def measured_tables(host: Host) -> list[Table]:
             names = ", ".join(str(host.gpu(uuid).index) for uuid in group.uuids)
             times = (group.allreduce_8kb_s, group.allreduce_256kb_s, group.allreduce_32mb_s)
             state = group.verdict if group.reason is None else f"{group.verdict}: {group.reason}"
-            table.add_row(names, state, *(microseconds(time_s) for time_s in times))
+            table.add_row(names, Text(state), *(microseconds(time_s) for time_s in times))
         tables.append(table)
     return tables
 

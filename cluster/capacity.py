@@ -1,6 +1,6 @@
 """Which mixes of replicas a set of hosts can hold at the same time. Pure and exact.
 
-Replicas are counted by kind (how many GPUs, on which hosts). Each host holds certain maximal mixes. Where the sizes
+Replicas are counted by kind (how many GPUs, of which cards). Each host holds certain maximal mixes. Where the sizes
 divide one another, every link works and every kind may stand, counting slots is exact; the remaining hosts are combined
 one by one, keeping every mix that is not beaten in all kinds. The cost of that grows with the number of such
 hosts and of kinds.
@@ -8,7 +8,7 @@ hosts and of kinds.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations, pairwise
 
@@ -26,14 +26,26 @@ Mixes = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Kind:
-    """Replicas that are alike to place: `tp` GPUs of one host, among `hosts` (None: any)."""
+    """Replicas that are alike to place: `tp` GPUs of one host, of one of `cards` (None: any)."""
 
     tp: int
-    hosts: frozenset[str] | None = None
+    cards: frozenset[str] | None = None
+
+    def suits(self, host: Host) -> bool:
+        """False for a host, all of one card, whose card is not among those of this kind."""
+        return self.cards is None or any(gpu.name in self.cards for gpu in host.gpus)
 
 
 SINGLES = Kind(1)
 """One GPU anywhere: needs no search, for every GPU that is left over will do."""
+
+
+def parts_of(host: Host) -> list[Host]:
+    """The host, or one for each kind of card that it has: no replica takes GPUs of two."""
+    cards = dict.fromkeys(gpu.name for gpu in host.gpus)
+    if len(cards) < 2:
+        return [host]
+    return [replace(host, gpus=tuple(gpu for gpu in host.gpus if gpu.name == card)) for card in cards]
 
 
 @dataclass(frozen=True)
@@ -134,11 +146,18 @@ def undominated(rows: Mixes) -> Mixes:
     return rows[kept]
 
 
+def can_hold(host: Host, kind: Kind) -> bool:
+    """True if the empty host, all of one card, has room for one replica of this kind."""
+    shape = shape_of(host)
+    enough = kind.suits(host) and sum(shape.counts) >= kind.tp
+    return enough and (kind.tp == 1 or bool(groups(shape, shape.counts, kind.tp)))
+
+
 class Capacity:
     """The mixes that a cluster holds, found once and then asked many times."""
 
     def __init__(self, hosts: Sequence[Host], kinds: Sequence[Kind], most: Sequence[int]) -> None:
-        """`most[k]` is the largest number of kind k that will ever be asked for."""
+        """`hosts` are of one card each; `most[k]` is the largest number of kind k that will ever be asked for."""
         self._kinds = tuple(kinds)
         self._searched = [k for k, kind in enumerate(kinds) if kind != SINGLES]
         self._sizes = tuple(kinds[k].tp for k in self._searched)
@@ -157,7 +176,7 @@ class Capacity:
     def _sort(self, i: int, host: Host) -> None:
         """Put host i among the easy ones, where counting slots is exact, or among the hard ones with its mixes."""
         shape, count = shape_of(host), len(host_links(host).uuids)
-        allowed = [self._kinds[k].hosts is None or host.name in (self._kinds[k].hosts or ()) for k in self._searched]
+        allowed = [self._kinds[k].suits(host) for k in self._searched]
         sizes = tuple(size if ok else count + 1 for size, ok in zip(self._sizes, allowed, strict=True))
         whole = Shape((count,), (count > 1,), (frozenset(),))
         if all(allowed) and divides(self._sizes) and mixes(shape, sizes) == mixes(whole, sizes):

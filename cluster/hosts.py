@@ -5,10 +5,14 @@ Whatever the driver does not tell is None, never 0 or -1.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import ConfigDict, PositiveFloat, PositiveInt, with_config
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, with_config
 
-STRICT = ConfigDict(extra="forbid", use_enum_values=False)
+STRICT = ConfigDict(extra="forbid", use_enum_values=False, allow_inf_nan=False)
+
+Seconds = Annotated[float, Field(gt=0, le=1e6)]  # of a message between GPUs: beyond it is no measurement
+BytesPerS = Annotated[float, Field(ge=1)]
 
 
 class LinkLevel(StrEnum):
@@ -66,20 +70,20 @@ class Gpu:
     """One GPU as the driver reports it. `processes` are the pids that hold memory on it."""
 
     uuid: str
-    index: int
+    index: NonNegativeInt
     name: str
     memory_bytes: PositiveInt | None = None
     pci_bus_id: str | None = None
-    numa_node: int | None = None
-    cpu_affinity: tuple[int, ...] | None = None
-    pcie_gen_now: int | None = None
-    pcie_gen_max: int | None = None
-    pcie_width_now: int | None = None
-    pcie_width_max: int | None = None
+    numa_node: NonNegativeInt | None = None
+    cpu_affinity: tuple[NonNegativeInt, ...] | None = None
+    pcie_gen_now: NonNegativeInt | None = None
+    pcie_gen_max: NonNegativeInt | None = None
+    pcie_width_now: NonNegativeInt | None = None
+    pcie_width_max: NonNegativeInt | None = None
     mig: bool | None = None
     ecc: bool | None = None
     persistence: bool | None = None
-    processes: tuple[int, ...] | None = None
+    processes: tuple[NonNegativeInt, ...] | None = None
 
 
 @with_config(STRICT)
@@ -94,12 +98,12 @@ class LinkMeasurement:
     verdict: Verdict
     reason: str | None = None
     peer_access: bool | None = None
-    a_to_b_bytes_per_s: PositiveFloat | None = None
-    b_to_a_bytes_per_s: PositiveFloat | None = None
-    latency_s: PositiveFloat | None = None
-    allreduce_8kb_s: PositiveFloat | None = None
-    allreduce_256kb_s: PositiveFloat | None = None
-    allreduce_32mb_s: PositiveFloat | None = None
+    a_to_b_bytes_per_s: BytesPerS | None = None
+    b_to_a_bytes_per_s: BytesPerS | None = None
+    latency_s: Seconds | None = None
+    allreduce_8kb_s: Seconds | None = None
+    allreduce_256kb_s: Seconds | None = None
+    allreduce_32mb_s: Seconds | None = None
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,9 @@ class GroupMeasurement:
     uuids: tuple[str, ...]
     verdict: Verdict
     reason: str | None = None
-    allreduce_8kb_s: PositiveFloat | None = None
-    allreduce_256kb_s: PositiveFloat | None = None
-    allreduce_32mb_s: PositiveFloat | None = None
+    allreduce_8kb_s: Seconds | None = None
+    allreduce_256kb_s: Seconds | None = None
+    allreduce_32mb_s: Seconds | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 
-from raylane.cluster.capacity import Capacity, Kind, shape_of
-from raylane.cluster.capacity import groups as groups_of
+from raylane.cluster.capacity import Capacity, Kind, can_hold, parts_of
 from raylane.cluster.choose import broken_groups, is_second_best, pick, slowest_score
 from raylane.cluster.hosts import Host, LinkLevel
 from raylane.cluster.links import NanosecondMatrix, host_links
@@ -19,14 +18,14 @@ from raylane.cluster.links import NanosecondMatrix, host_links
 class Want:
     """Replicas of one model: `tp` GPUs each, at least `min_replicas`, at most `max_replicas`.
 
-    `hosts` names those whose GPUs are large enough for it; None means any.
+    `cards` are the names of the GPUs, as the driver says them, that it may stand on; None means any.
     """
 
     model: str
     tp: int
     min_replicas: int
     max_replicas: int
-    hosts: frozenset[str] | None = None
+    cards: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """How many replicas of a model stand in the plan, on which hosts one may go at all, and why no more."""
+    """How many replicas of a model stand in the plan, on which hosts one may go at all, and why no more.
+
+    `fits`: it has its minimum, and unless its maximum is 0 there is a host for a replica.
+    """
 
     model: str
     tp: int
@@ -54,7 +56,7 @@ class ModelPlan:
 
     @property
     def fits(self) -> bool:
-        return self.replicas >= self.min_replicas
+        return self.replicas >= self.min_replicas and (self.max_replicas == 0 or bool(self.possible_hosts))
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class FreeGpu:
 
 @dataclass(frozen=True)
 class PlacementPlan:
-    """`fits`: every model has its minimum at once; otherwise the placements show as much as does fit."""
+    """`fits`: every model fits at once; otherwise the placements show as much as does."""
 
     fits: bool
     models: tuple[ModelPlan, ...]
@@ -87,15 +89,16 @@ def plan(hosts: Sequence[Host], wants: Sequence[Want]) -> PlacementPlan:
     A mix that can stand is never refused. ValueError for a tensor parallel size below 1 or a maximum below the minimum.
     """
     check(wants)
-    wants = without_idle_limits(hosts, wants)
-    kinds = list(dict.fromkeys(Kind(want.tp, want.hosts) for want in wants))
-    of_want = [kinds.index(Kind(want.tp, want.hosts)) for want in wants]
+    parts = [part for host in hosts for part in parts_of(host)]
+    wants = without_idle_limits(parts, wants)
+    kinds = list(dict.fromkeys(Kind(want.tp, want.cards) for want in wants))
+    of_want = [kinds.index(Kind(want.tp, want.cards)) for want in wants]
     smallest, largest = [want.min_replicas for want in wants], [want.max_replicas for want in wants]
 
     def by_kind(counts: Sequence[int]) -> list[int]:
         return [sum(n for n, k in zip(counts, of_want, strict=True) if k == kind) for kind in range(len(kinds))]
 
-    capacity = Capacity(hosts, kinds, by_kind(largest))
+    capacity = Capacity(parts, kinds, by_kind(largest))
 
     def fits(counts: Sequence[int]) -> bool:
         return capacity.fits(by_kind(counts))
@@ -103,12 +106,13 @@ def plan(hosts: Sequence[Host], wants: Sequence[Want]) -> PlacementPlan:
     enough = fits(smallest)
     counts = grow(smallest, largest, fits) if enough else grow([0] * len(wants), smallest, fits)
     shares = capacity.share(by_kind(counts))
-    placements = tuple(place(hosts, kinds, shares, deal(wants, of_want, counts)))
-    possible = {kind: tuple(host.name for host in hosts if can_hold(host, kind)) for kind in kinds}
+    placements = tuple(place(parts, kinds, shares, deal(wants, of_want, counts)))
+    possible = {kind: tuple(dict.fromkeys(part.name for part in parts if can_hold(part, kind))) for kind in kinds}
     models = tuple(
-        explain(want, n, possible[kinds[k]], enough) for want, k, n in zip(wants, of_want, counts, strict=True)
+        explain(want, n, possible[kinds[k]], enough, parts) for want, k, n in zip(wants, of_want, counts, strict=True)
     )
-    return PlacementPlan(enough, models, placements, tuple(left_over(hosts, kinds, placements)))
+    fit = enough and all(model.fits for model in models)
+    return PlacementPlan(fit, models, placements, tuple(left_over(parts, kinds, placements)))
 
 
 def check(wants: Sequence[Want]) -> None:
@@ -118,10 +122,10 @@ def check(wants: Sequence[Want]) -> None:
             raise ValueError(f"{want.model}: tp {want.tp}, {want.min_replicas} to {want.max_replicas} replicas")
 
 
-def without_idle_limits(hosts: Sequence[Host], wants: Sequence[Want]) -> list[Want]:
-    """The wants, those whose `hosts` name every host with a GPU as wants for any host, which is far quicker to plan."""
-    every = {host.name for host in hosts if host_links(host).uuids}
-    return [replace(want, hosts=None) if want.hosts is not None and every <= want.hosts else want for want in wants]
+def without_idle_limits(parts: Sequence[Host], wants: Sequence[Want]) -> list[Want]:
+    """The wants, those whose `cards` name every card there is as wants for any card, which is far quicker to plan."""
+    every = {part.gpus[0].name for part in parts if host_links(part).uuids}
+    return [replace(want, cards=None) if want.cards is not None and every <= want.cards else want for want in wants]
 
 
 def grow(start: list[int], most: list[int], fits: Callable[[list[int]], bool]) -> list[int]:
@@ -226,22 +230,22 @@ def search(
     raise ValueError(f"no groups of {sizes} GPUs among {len(free)}")
 
 
-def can_hold(host: Host, kind: Kind) -> bool:
-    """True if the empty host has room for one replica of this kind."""
-    if kind.hosts is not None and host.name not in kind.hosts:
-        return False
-    shape = shape_of(host)
-    return sum(shape.counts) >= kind.tp and (kind.tp == 1 or bool(groups_of(shape, shape.counts, kind.tp)))
+def nowhere(parts: Sequence[Host], kind: Kind) -> str:
+    """What a replica of this kind asks of a host, and how many GPUs for it one has at most."""
+    able = [part for part in parts if kind.suits(part)]
+    most = max((len(host_links(part).uuids) for part in able), default=0)
+    mig = sum(bool(gpu.mig) for part in able for gpu in part.gpus)
+    gpus = "one GPU" if kind.tp == 1 else f"{kind.tp} GPUs with usable links to each other"
+    where = "no host has" if kind.cards is None else "of the cards that are large enough for the model no host has"
+    return f"{where} {gpus} (at most {most} on one{f', {mig} in MIG mode' if mig else ''})"
 
 
-def explain(want: Want, placed: int, possible: tuple[str, ...], enough: bool) -> ModelPlan:
+def explain(want: Want, placed: int, possible: tuple[str, ...], enough: bool, parts: Sequence[Host]) -> ModelPlan:
     """Why a model has as many replicas as it has."""
-    gpus = "one GPU" if want.tp == 1 else f"{want.tp} GPUs with usable links to each other"
     if placed == want.max_replicas:
         reason = "all of its maximum"
     elif not possible:
-        where = "no host has" if want.hosts is None else "no host that is large enough for the model has"
-        reason = f"{where} {gpus}"
+        reason = nowhere(parts, Kind(want.tp, want.cards))
     elif placed < want.min_replicas:
         reason = f"only {placed} of the minimum of {want.min_replicas} fit beside the other models"
     elif enough:
@@ -257,7 +261,7 @@ def left_over(hosts: Sequence[Host], kinds: Sequence[Kind], placements: Sequence
     for host in hosts:
         links = host_links(host)
         free = tuple(i for i, uuid in enumerate(links.uuids) if uuid not in used)
-        sizes = {kind.tp for kind in kinds if kind.hosts is None or host.name in kind.hosts}
+        sizes = {kind.tp for kind in kinds if kind.suits(host)}
         for gpu in host.gpus:
             if gpu.mig:
                 yield FreeGpu(host.name, gpu.uuid, True, "in MIG mode")
@@ -277,7 +281,7 @@ def free_gpu(host: str, uuid: str, stranded: str | None) -> FreeGpu:
 def stranded_reason(costs: NanosecondMatrix, index: int, free: tuple[int, ...], sizes: set[int]) -> str | None:
     """Why no model of these sizes can use this free GPU; None if one can."""
     if not sizes:
-        return "no model of the plan may use this host"
+        return "no model of the plan may use this card"
     smallest = min(sizes)
     if smallest == 1:
         return None

@@ -24,11 +24,22 @@ class UniqueKeyLoader(yaml.SafeLoader):
         made: dict[Any, Any] = super().construct_mapping(node, deep)
         return made
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As usual; a value that looks like some type and is none (the date 2026-13-45) is an error with its place."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{node.value!r} is no {kind} ({error}); quote it if it is text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
 
 class StrictModel(BaseModel):
-    """Base of every config model: unknown keys are errors, values never change after loading."""
+    """Base of every config model: unknown keys and infinite numbers are errors, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
@@ -43,6 +54,8 @@ class StrictModel(BaseModel):
             data = yaml.load(text, UniqueKeyLoader)  # noqa: S506 - a SafeLoader
         except yaml.YAMLError as error:
             raise UsageError(f"{path}: not valid YAML: {error}") from error
+        except RecursionError as error:
+            raise UsageError(f"{path}: not valid YAML: too deeply nested") from error
         return cls.from_data(data, str(path))
 
     @classmethod
@@ -61,8 +74,10 @@ class StrictModel(BaseModel):
 
 def explain(error: ValidationError, origin: str) -> list[str]:
     """One line for each thing wrong: origin, dotted key, what was given and what would fit."""
-    lines = []
-    for item in error.errors():
+    lines, items = [], error.errors()
+    for item in items:
+        if item["type"] == "too_short" and any(_inside(other["loc"], item["loc"]) for other in items):
+            continue  # an entry that is wrong is left out of the count, and has its own line
         key = ".".join(str(part) for part in item["loc"]) or "(top level)"
         if item["type"] == "extra_forbidden":
             lines.append(f"{origin}: {key}: unknown key (value {item['input']!r})")
@@ -71,3 +86,7 @@ def explain(error: ValidationError, origin: str) -> list[str]:
         else:
             lines.append(f"{origin}: {key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
     return lines
+
+
+def _inside(place: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(place) > len(outer) and place[: len(outer)] == outer

@@ -103,7 +103,7 @@ def _more_gpus(settings: EngineSettings, largest: int) -> Iterator[_Change]:
         yield _set(5, "pipeline_parallel", 2 * settings.pipeline_parallel)
     smaller: frozenset[str] = frozenset()
     for tp in (1, 2, 4, 8):
-        if tp != settings.tensor_parallel and tp <= largest:
+        if tp != settings.tensor_parallel and tp * settings.pipeline_parallel <= largest:
             distance = 4.5 * max(tp / settings.tensor_parallel, settings.tensor_parallel / tp) / 2
             change = _set(distance, "tensor_parallel", tp)
             yield replace(change, implies=smaller)

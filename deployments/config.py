@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -54,6 +55,18 @@ class ReplicaBounds(StrictModel):
         return self
 
 
+class _Speculation(StrictModel, extra="allow"):
+    """The keys of vLLM's speculative config that are read here; vLLM checks the others."""
+
+    method: str | None = None
+    model: str | None = None
+    num_speculative_tokens: PositiveInt = 1
+
+
+def _speculation(given: dict[str, Any]) -> dict[str, Any]:
+    return given | _Speculation.model_validate(given).model_dump(exclude_unset=True)
+
+
 class VllmConfig(StrictModel):
     """Settings of one vLLM server; None leaves vLLM's own default."""
 
@@ -77,7 +90,9 @@ class VllmConfig(StrictModel):
     disable_custom_all_reduce: bool = Field(False, description="For pairs whose peer access cannot be trusted.")
     trust_remote_code: bool = Field(False, description="Runs Python code that comes with the model. Off unless named.")
     cpu_kv_cache_gb: PositiveInt = Field(1, description="Host memory for KV on device cpu, in GiB.")
-    speculative: dict[str, Any] | None = Field(None, description="vLLM's --speculative-config as a mapping.")
+    speculative: Annotated[dict[str, Any], AfterValidator(_speculation)] | None = Field(
+        None, description="vLLM's --speculative-config as a mapping; its model may be a folder, as source."
+    )
     env: dict[str, str] = Field(default_factory=dict, description="Added to the engine's environment.")
     extra_args: tuple[str, ...] = Field((), description="Further `vllm serve` arguments, passed as they are.")
     start_timeout_s: PositiveFloat = Field(1800.0, description="Until the first token; loading and compiling count.")
@@ -133,7 +148,7 @@ def _by_kind(value: Any, read: Any) -> AnyEngine:
         checked: AnyEngine = read(value)
         return checked
     kind = value.get("kind", "vllm")
-    if kind not in ENGINE_KINDS:
+    if not isinstance(kind, str) or kind not in ENGINE_KINDS:
         known = " or ".join(repr(name) for name in ENGINE_KINDS)
         wrong = InitErrorDetails(type="literal_error", loc=("kind",), input=kind, ctx={"expected": known})
         raise ValidationError.from_exception_data("engine", [wrong])
@@ -223,12 +238,16 @@ class DeploymentConfig(StrictModel):
 
 
 def load_config(path: Path) -> DeploymentConfig:
-    """Read a deployment config; local model folders are made absolute and must hold a config.json, builtins must exist.
+    """Read a deployment config; local folders are made absolute and must hold a config.json, builtins must exist.
+
+    That holds for models and for their draft models.
 
     Raises UsageError naming the file, the key and the value.
     """
     config = DeploymentConfig.from_yaml(path)
-    models = {name: _resolve_source(model, path, name) for name, model in config.models.items()}
+    models = {
+        name: _resolve_draft(_resolve_source(model, path, name), path, name) for name, model in config.models.items()
+    }
     return config.model_copy(update={"models": models})
 
 
@@ -238,12 +257,27 @@ def _resolve_source(model: ModelConfig, path: Path, name: str) -> ModelConfig:
             builtin_config(model.source)
         except UsageError as error:
             raise UsageError(f"{path}: models.{name}.{error}") from error
-    if not model.source.startswith((".", "/", "~")):
+    return model.model_copy(update={"source": _absolute(model.source, path, f"models.{name}.source")})
+
+
+def _resolve_draft(model: ModelConfig, path: Path, name: str) -> ModelConfig:
+    """The folder of vLLM's draft model, which like the source is relative to the file."""
+    given = model.engine.speculative if isinstance(model.engine, VllmConfig) else None
+    if not given or not given.get("model"):
         return model
-    folder = (path.parent / Path(model.source).expanduser()).resolve()
+    folder = _absolute(given["model"], path, f"models.{name}.engine.speculative.model")
+    engine = model.engine.model_copy(update={"speculative": {**given, "model": folder}})
+    return model.model_copy(update={"engine": engine})
+
+
+def _absolute(source: str, path: Path, key: str) -> str:
+    """A folder that is named as one, beside the file; a hub id as it is."""
+    if not source.startswith((".", "/", "~")):
+        return source
+    folder = (path.parent / Path(source).expanduser()).resolve()
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{path}: models.{name}.source: no config.json in {folder} (got {model.source!r})")
-    return model.model_copy(update={"source": str(folder)})
+        raise UsageError(f"{path}: {key}: no config.json in {folder} (got {source!r})")
+    return str(folder)
 
 
 def json_schema() -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from raylane.deployments.builtin import PREFIX
 from raylane.deployments.memory import EngineSettings
-from raylane.deployments.model_facts import ModelFacts, model_facts
-from raylane.deployments.simulator.build import read_model_config
+from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.simulator.build import read_model_facts
 
 WITHOUT_MODEL = frozenset({"ngram", "[ngram]", "ngram_gpu", "suffix", "custom_class"})
 # A draft whose config is not at hand. Llama-3.2-1B is 15 % of Llama-3-8B's weights and 25 % of its KV cache; 8B
@@ -22,8 +22,8 @@ def with_draft(settings: EngineSettings, speculative: Mapping[str, Any] | None, 
     if speculative is None:
         return settings
     draft = None
-    source = str(speculative.get("model", ""))
-    if not {str(speculative.get("method", "")), source} & WITHOUT_MODEL:
+    source = speculative.get("model") or ""
+    if not {speculative.get("method"), source} & WITHOUT_MODEL:
         draft = known_draft(source) or assumed_draft(source, target)
     return replace(settings, draft=draft, speculative_tokens=int(speculative.get("num_speculative_tokens", 0)))
 
@@ -31,7 +31,7 @@ def with_draft(settings: EngineSettings, speculative: Mapping[str, Any] | None, 
 def known_draft(source: str) -> ModelFacts | None:
     """Size of a draft in a folder; None for a hub id, which is not looked up."""
     if source.startswith(PREFIX) or (source and Path(source).exists()):
-        return model_facts(read_model_config(source), source)
+        return read_model_facts(source)
     return None
 
 

@@ -3,20 +3,20 @@
 from raylane.deployments.config import ModelConfig, VllmConfig
 from raylane.deployments.drafts import with_draft
 from raylane.deployments.memory import EngineSettings
-from raylane.deployments.model_facts import ModelFacts, model_facts
-from raylane.deployments.simulator.build import read_model_config
+from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.simulator.build import read_model_facts
 
 
 def engine_settings(model: ModelConfig, target: ModelFacts | None = None) -> EngineSettings:
     """What fit, roofline and simulator need of a model's engine and parallelism, the draft of its speculation included.
 
     `target` is the model's own size, which an unknown draft's is assumed from; None reads the config.json of the
-    model's source where that is needed, with read_model_config's UsageError.
+    model's source where that is needed, with read_model_facts's UsageError.
     """
     settings = _plain_settings(model)
     if not isinstance(model.engine, VllmConfig) or model.engine.speculative is None:
         return settings
-    facts = target or model_facts(read_model_config(model.source), model.source)
+    facts = target or read_model_facts(model.source)
     return with_draft(settings, model.engine.speculative, facts)
 
 

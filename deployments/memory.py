@@ -4,9 +4,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from raylane.cluster.catalog import Accelerator
-from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.model_facts import EXPERT, ModelFacts
 from raylane.deployments.weights import (
-    GROUP_SIZE,
     dtype_bytes,
     kv_element_bytes,
     weight_bytes,
@@ -216,11 +215,16 @@ def _broken_split(facts: ModelFacts, settings: EngineSettings) -> Refusal | None
         return Refusal(f"{facts.kv_heads} KV heads can be neither split nor repeated over {tp} GPUs", Limit.SPLIT)
     if pp > facts.layers:
         return Refusal(f"{facts.layers} layers cannot be split into {pp} pipeline stages", Limit.SPLIT)
-    if weight_format(settings.quantization, settings.dtype, facts).grouped and tp > 1:
-        width = facts.intermediate_size // facts.experts_per_token
-        if width % tp or width // tp % GROUP_SIZE:
+    return _split_groups(facts, settings)
+
+
+def _split_groups(facts: ModelFacts, settings: EngineSettings) -> Refusal | None:
+    tp, form = settings.tensor_parallel, weight_format(settings.quantization, settings.dtype, facts)
+    for part, width in facts.row_widths:
+        group = form.expert_group_size if part == EXPERT else form.group_size
+        if group and tp > 1 and (width % tp or width // tp % group):
             reason = (
-                f"an MLP of width {width} over {tp} GPUs splits the quantization groups of {GROUP_SIZE} weights "
+                f"{part} of width {width} over {tp} GPUs splits the quantization groups of {form.group_size} weights "
                 f"({width / tp:g} per GPU)"
             )
             return Refusal(reason, Limit.SPLIT)

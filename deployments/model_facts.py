@@ -5,10 +5,16 @@ equal the published parameter counts exactly where those are of the language mod
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raylane.cluster.errors import UsageError
+from raylane.deployments.checkpoint_format import checkpoint_group_size, checkpoint_quantization
+from raylane.deployments.config_json import ConfigJson
+from raylane.deployments.context_length import longest_context
+
+EXPERT = "an expert"
+"""The part of `row_widths` that is a routed expert."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class ModelFacts:
     hidden_size: int
     intermediate_size: int
     """Width of the MLP one token sees: of all its experts together in a mixture."""
+    row_widths: tuple[tuple[str, int], ...]
+    """Inputs of the matrices that tensor parallelism cuts across their rows, where groups of weights lie; by part."""
     vocab_size: int
     max_position_embeddings: int
     experts: int
@@ -46,6 +54,8 @@ class ModelFacts:
 
     Of formats that nothing here can size it is their name, which `weight_format` refuses.
     """
+    group_size: int
+    """Weights that share one scale where the format has groups; -1: a whole column shares one."""
     dtype: str
     notes: tuple[str, ...]
     """What the counts leave out or overstate for this model."""
@@ -65,20 +75,36 @@ class _Variant:
     norms_per_layer: int = 2
     tied: bool = False
     fused_experts: str = ""
+    defaults: Mapping[str, int] = field(default_factory=dict)
+    """What transformers 5 takes for keys that published files leave out (the architecture's configuration class)."""
 
 
+def _long(positions: int, **more: int) -> Mapping[str, int]:
+    return {"max_position_embeddings": positions, **more}
+
+
+_GEMMA3 = _long(
+    131_072,
+    vocab_size=262_208,
+    hidden_size=2304,
+    intermediate_size=9216,
+    num_hidden_layers=26,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=256,
+)
 _VARIANTS: Mapping[str, _Variant] = {
-    "llama": _Variant(),
-    "mistral": _Variant(),
-    "phi3": _Variant(),
-    "qwen2": _Variant(qkv_bias=True),
-    "qwen3": _Variant(head_norms=True),
-    "mixtral": _Variant(fused_experts="num_local_experts"),
-    "qwen2_moe": _Variant(qkv_bias=True, fused_experts="num_experts"),
-    "qwen3_moe": _Variant(head_norms=True, fused_experts="num_experts"),
-    "gemma": _Variant(tied=True),
-    "gemma2": _Variant(norms_per_layer=4, tied=True),
-    "gemma3_text": _Variant(head_norms=True, norms_per_layer=4, tied=True),
+    "llama": _Variant(defaults=_long(2048)),
+    "mistral": _Variant(defaults=_long(131_072, num_key_value_heads=8)),
+    "phi3": _Variant(defaults=_long(4096)),
+    "qwen2": _Variant(qkv_bias=True, defaults=_long(32_768)),
+    "qwen3": _Variant(head_norms=True, defaults=_long(32_768, head_dim=128)),
+    "mixtral": _Variant(fused_experts="num_local_experts", defaults=_long(131_072, num_key_value_heads=8)),
+    "qwen2_moe": _Variant(qkv_bias=True, fused_experts="num_experts", defaults=_long(32_768)),
+    "qwen3_moe": _Variant(head_norms=True, fused_experts="num_experts", defaults=_long(32_768)),
+    "gemma": _Variant(tied=True, defaults=_long(8192, head_dim=256)),
+    "gemma2": _Variant(norms_per_layer=4, tied=True, defaults=_long(8192, head_dim=256, num_key_value_heads=4)),
+    "gemma3_text": _Variant(head_norms=True, norms_per_layer=4, tied=True, defaults=_GEMMA3),
 }
 _NESTED = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 
@@ -86,11 +112,13 @@ _NESTED = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 def model_facts(config: Mapping[str, Any], origin: str = "config.json") -> ModelFacts:
     """Count one model from its config.json. `origin` begins every error message.
 
-    Raises UsageError for an architecture that is not counted here and for a missing key.
+    Raises UsageError for an architecture that is not counted here, a missing key and a number that is none.
     """
     text, model_type, notes = _language_part(config, origin)
-    shape = _Shape.read(text, _VARIANTS[model_type], origin)
-    tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", shape.variant.tied)))
+    variant = _VARIANTS[model_type]
+    numbers = ConfigJson({**variant.defaults, **text}, origin)
+    shape = _Shape.read(numbers, variant)
+    tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", variant.tied)))
     table = shape.vocab * shape.hidden
     stored_tables = table if tied else 2 * table
     outside = stored_tables + shape.layers * shape.small_per_layer + shape.hidden
@@ -111,80 +139,32 @@ def model_facts(config: Mapping[str, Any], origin: str = "config.json") -> Model
         head_dim=shape.head_dim,
         hidden_size=shape.hidden,
         intermediate_size=shape.active_width,
+        row_widths=shape.row_widths,
         vocab_size=shape.vocab,
-        max_position_embeddings=_positions(text),
+        max_position_embeddings=longest_context(numbers, model_type),
         experts=max(1, shape.experts),
         experts_per_token=max(1, shape.experts_per_token),
         quantization=checkpoint_quantization(config),
+        group_size=checkpoint_group_size(ConfigJson(config, origin)),
         dtype=str(text.get("torch_dtype") or text.get("dtype") or config.get("torch_dtype") or "bfloat16"),
         notes=notes,
     )
 
 
-def checkpoint_quantization(config: Mapping[str, Any]) -> str | None:
-    """The weight format a quantized checkpoint declares in its config.json; None for plain weights.
-
-    Where the bits are others than a known format's, the answer is a name that says so ("3-bit gptq").
-    """
-    declared = config.get("quantization_config")
-    if not isinstance(declared, Mapping):
-        return None
-    method = str(declared.get("quant_method", ""))
-    if method in {"gptq", "awq"}:
-        bits = declared.get("bits", declared.get("w_bit", 4))
-        return {"4": method, "8": "int8"}.get(str(bits), f"{bits}-bit {method}")
-    if method == "bitsandbytes":
-        return "int8" if declared.get("load_in_8bit") else method
-    if method == "modelopt":
-        algorithm = str(_object(declared, "quantization", declared).get("quant_algo") or "without quant_algo")
-        return _MODELOPT.get(algorithm.upper(), f"modelopt {algorithm}")
-    return _compressed(declared) if method == "compressed-tensors" else method or None
-
-
-def _object(of: object, key: str, otherwise: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-    """The object at a key; `otherwise`, or an empty one, where there is none."""
-    found = of.get(key) if isinstance(of, Mapping) else None
-    return found if isinstance(found, Mapping) else otherwise or {}
-
-
-def _compressed(declared: Mapping[str, Any]) -> str | None:
-    """The one format of all groups of a compressed-tensors checkpoint; None where only the KV cache has one."""
-    if not declared.get("config_groups") and _object(declared, "kv_cache_scheme"):
-        return None
-    groups = [_object(group, "weights") for group in _object(declared, "config_groups").values()]
-    found = {(str(weights.get("num_bits")), str(weights.get("type", "int"))) for weights in groups if weights}
-    if len(found) == 1 and (only := next(iter(found))) in _COMPRESSED:
-        return _COMPRESSED[only]
-    stored = " and ".join(sorted(f"{bits}-bit {kind}" for bits, kind in found)) or "no weights named"
-    return f"compressed-tensors ({stored})"
-
-
-_COMPRESSED = {("4", "int"): "int4", ("8", "int"): "int8", ("8", "float"): "fp8"}
-# Names of vLLM 0.29 (quantization/modelopt.py) and of TensorRT-LLM's QuantAlgo, without the 4-bit floats.
-_MODELOPT = {
-    "FP8": "fp8",
-    "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
-    "FP8_PB_WO": "fp8",
-    "FP8_BLOCK_SCALES": "fp8",
-    "W4A16_AWQ": "awq",
-    "W8A8_SQ_PER_CHANNEL": "int8",
-}
-
-
 def _language_part(config: Mapping[str, Any], origin: str) -> tuple[Mapping[str, Any], str, tuple[str, ...]]:
     declared = str(config.get("model_type", ""))
-    text = config.get("text_config")
-    notes: tuple[str, ...] = ()
-    if declared in _NESTED and isinstance(text, Mapping):
-        if config.get("vision_config"):
-            notes = ("the vision tower is not counted",)
-        return text, _NESTED[declared], notes
+    if declared in _NESTED:
+        text = ConfigJson(config, origin).inner("text_config")
+        if text is None:
+            raise UsageError(f"{origin}: text_config: required key is missing")
+        notes = ("the vision tower is not counted",) if config.get("vision_config") else ()
+        return text.values, _NESTED[declared], notes
     if declared not in _VARIANTS:
         known = ", ".join(sorted({*_VARIANTS, *_NESTED}))
         raise UsageError(
             f"{origin}: model_type: {declared!r} is not an architecture that can be sized (known: {known})"
         )
-    return config, declared, notes
+    return config, declared, ()
 
 
 @dataclass(frozen=True)
@@ -208,31 +188,28 @@ class _Shape:
     mlp_bias: bool
 
     @classmethod
-    def read(cls, text: Mapping[str, Any], variant: _Variant, origin: str) -> "_Shape":
-        def need(key: str) -> int:
-            if key not in text:
-                raise UsageError(f"{origin}: {key}: required key is missing")
-            return int(text[key])
-
-        hidden, heads, layers = need("hidden_size"), need("num_attention_heads"), need("num_hidden_layers")
-        experts = need(variant.fused_experts) if variant.fused_experts else 0
-        dense_width = need("intermediate_size")
+    def read(cls, text: ConfigJson, variant: _Variant) -> "_Shape":
+        hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads")
+        layers = text.whole("num_hidden_layers")
+        experts = text.whole(variant.fused_experts) if variant.fused_experts else 0
+        dense_width = text.whole("intermediate_size")
+        shared = "shared_expert_intermediate_size"
         return cls(
             variant=variant,
             layers=layers,
             hidden=hidden,
             heads=heads,
-            kv_heads=int(text.get("num_key_value_heads") or heads),
-            head_dim=int(text.get("head_dim") or hidden // heads),
-            vocab=need("vocab_size"),
+            kv_heads=text.whole_or_none("num_key_value_heads") or heads,
+            head_dim=text.whole_or_none("head_dim") or text.positive_whole("head_dim", hidden // heads),
+            vocab=text.whole("vocab_size"),
             dense_width=dense_width,
             experts=experts,
-            experts_per_token=need("num_experts_per_tok") if experts else 0,
-            expert_width=int(text.get("moe_intermediate_size") or dense_width),
-            shared_width=int(text.get("shared_expert_intermediate_size") or 0),
+            experts_per_token=text.whole("num_experts_per_tok") if experts else 0,
+            expert_width=text.whole_or_none("moe_intermediate_size") or dense_width,
+            shared_width=text.whole(shared) if text.values.get(shared) else 0,
             dense_layers=_dense_layers(text, layers) if experts else layers,
-            all_biases=bool(text.get("attention_bias", False)),
-            mlp_bias=bool(text.get("mlp_bias", False)),
+            all_biases=bool(text.values.get("attention_bias", False)),
+            mlp_bias=bool(text.values.get("mlp_bias", False)),
         )
 
     @property
@@ -262,6 +239,16 @@ class _Shape:
         return self.dense_width
 
     @property
+    def row_widths(self) -> tuple[tuple[str, int], ...]:
+        widths = {
+            "attention": self.heads * self.head_dim,
+            "an MLP": self.dense_width if self.dense_layers else 0,
+            "a shared expert": self.shared_width,
+            EXPERT: self.expert_width if self.experts else 0,
+        }
+        return tuple((part, width) for part, width in widths.items() if width)
+
+    @property
     def small_per_layer(self) -> int:
         """Norms, biases and routers: small, and never quantized."""
         norms = self.variant.norms_per_layer * self.hidden + (2 * self.head_dim if self.variant.head_norms else 0)
@@ -272,18 +259,9 @@ class _Shape:
         return norms + biases + router
 
 
-def _dense_layers(text: Mapping[str, Any], layers: int) -> int:
+def _dense_layers(text: ConfigJson, layers: int) -> int:
     """Layers of a mixture model that have one plain MLP instead of experts."""
-    plain = set(text.get("mlp_only_layers") or ())
-    every = int(text.get("decoder_sparse_step") or 1)
+    plain, every = text.values.get("mlp_only_layers") or [], text.whole_or_none("decoder_sparse_step") or 1
+    if not isinstance(plain, list):
+        raise UsageError(f"{text.origin}: mlp_only_layers: not a list (got {plain!r})")
     return sum(1 for i in range(layers) if i in plain or (i + 1) % every)
-
-
-def _positions(text: Mapping[str, Any]) -> int:
-    """Longest context: a scaled rotary embedding stretches what the config says, except where it is counted already."""
-    positions = int(text.get("max_position_embeddings", 8192))
-    scaling = text.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind == "yarn":
-        return int(scaling.get("original_max_position_embeddings", positions) * float(scaling.get("factor", 1)))
-    return int(positions * float(scaling.get("factor", 1))) if kind in {"linear", "dynamic"} else positions

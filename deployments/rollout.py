@@ -233,10 +233,11 @@ def rest(api: ServeApi, statuses: Iterable[AppStatus]) -> set[str]:
 
 
 def wait_until_gone(api: ServeApi, names: set[str], timeout_s: float = 700.0) -> None:
+    """Wait until Serve has deleted them. One that somebody deploys again meanwhile is not waited for."""
     deadline_s = time.monotonic() + timeout_s
-    while names & api.state().statuses.keys():
+    while left := {name for name, status in api.state().statuses.items() if status.status == "DELETING"} & names:
         if time.monotonic() > deadline_s:
-            raise FailedError(f"still there after {timeout_s:.0f} s: {', '.join(sorted(names))}")
+            raise FailedError(f"still there after {timeout_s:.0f} s: {', '.join(sorted(left))}")
         time.sleep(POLL_S)
 
 

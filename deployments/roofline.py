@@ -7,6 +7,7 @@ and sequence (speculative decoding is left out) and, over several GPUs, on links
 from dataclasses import dataclass
 
 from raylane.cluster.catalog import Accelerator
+from raylane.cluster.links import NVLINK_BYTES_PER_S
 from raylane.deployments.memory import EngineSettings
 from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.weights import kv_bytes_per_token, peak_flops, weights_read_bytes
@@ -26,8 +27,14 @@ class Link:
     source: str
 
 
-def assumed_link(gpu: Accelerator) -> Link:
-    """What to expect of a card's link before it has been measured."""
+def assumed_link(gpu: Accelerator, nvlinks: int | None = None) -> Link:
+    """What to expect of a card's link before it has been measured.
+
+    `nvlinks` NVLink links are known to join the GPUs (a bridge): they count where the catalogue knows the card without.
+    """
+    if gpu.nvlink_bytes_per_s is None and nvlinks:
+        speed = nvlinks * NVLINK_BYTES_PER_S
+        return Link(speed, 8e-6, f"assumed: {nvlinks} NVLink links by label, {speed / 1e9:.0f} GB/s, 8 us")
     if gpu.nvlink_bytes_per_s is not None:
         return Link(gpu.nvlink_bytes_per_s * NVLINK_SHARE, 8e-6, "assumed: NVLink, 44 % of its label, 8 us")
     return Link(20e9, 25e-6, f"assumed: {gpu.interconnect}, 20 GB/s, 25 us")

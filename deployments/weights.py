@@ -1,14 +1,16 @@
 """Bytes of weights and of KV cache for a model in a given format, and how much of it a step reads. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from raylane.cluster.catalog import Accelerator
 from raylane.cluster.errors import UsageError
+from raylane.deployments.checkpoint_format import NO_GROUPS
 from raylane.deployments.model_facts import ModelFacts
 
-GROUP_SIZE = 128  # weights that share one scale in AWQ and GPTQ checkpoints, unless they say otherwise
+GROUP_BYTES = 2 + 0.5  # of a group of weights in 4 bits: one 16-bit scale and one 4-bit zero point
+SMALLEST_EXPERT_GROUP = 32
 
 
 class Compute(StrEnum):
@@ -26,22 +28,32 @@ class WeightFormat:
     name: str
     bytes_per_weight: float
     compute: Compute
-    grouped: bool = False
-    """True when weights share scales in groups of 128, which tensor parallelism must not split."""
+    group_size: int | None = None
+    """Weights that share a scale and a zero point, which tensor parallelism must not split; None without groups."""
+
+    @property
+    def expert_group_size(self) -> int | None:
+        """The same of routed experts, whose groups in AWQ and GPTQ vLLM 0.29 halves until a GPU's share is whole.
+
+        It does so down to 32 weights (quantization/moe_wna16.py), and not for compressed-tensors.
+        """
+        if self.group_size is None or self.name == "int4":
+            return self.group_size
+        return min(self.group_size, SMALLEST_EXPERT_GROUP)
 
 
-_INT4 = 0.5 + (2 + 0.5) / GROUP_SIZE  # four bits, and per group one 16-bit scale and one 4-bit zero point
 _FORMATS: Mapping[str, WeightFormat] = {
     item.name: item
     for item in (
         WeightFormat("fp8", 1, Compute.FP8),
         WeightFormat("int8", 1, Compute.INT8),
-        WeightFormat("awq", _INT4, Compute.HALF, grouped=True),
-        WeightFormat("gptq", _INT4, Compute.HALF, grouped=True),
-        WeightFormat("int4", _INT4, Compute.HALF, grouped=True),
+        WeightFormat("awq", 0.5, Compute.HALF),
+        WeightFormat("gptq", 0.5, Compute.HALF),
+        WeightFormat("int4", 0.5, Compute.HALF),
         WeightFormat("bitsandbytes", 0.5 + 4 / 64, Compute.HALF),
     )
 }
+_GROUPED = frozenset({"awq", "gptq", "int4"})  # their bytes above are without what a group adds
 _ALIASES = {
     "awq_marlin": "awq",
     "auto_awq": "awq",
@@ -94,7 +106,10 @@ def weight_format(quantization: str | None, dtype: str, facts: ModelFacts) -> We
     name = _ALIASES.get(str(name), str(name))
     if name not in _FORMATS:
         raise UsageError(f"quantization: {name!r} cannot be sized (known: {', '.join([*_FORMATS, *_ALIASES])})")
-    return _FORMATS[name]
+    found, size = _FORMATS[name], facts.group_size
+    if name not in _GROUPED or size == NO_GROUPS:
+        return found
+    return replace(found, bytes_per_weight=found.bytes_per_weight + GROUP_BYTES / size, group_size=size)
 
 
 def kv_element_bytes(kv_cache_dtype: str, dtype: str, facts: ModelFacts) -> int:

@@ -1,17 +1,30 @@
 """What of a replay plan is run: its policies, scenarios and seeds, narrowed and checked before anything starts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from raylane.autoscaling.lab.plan import PolicyChoice, ReplayPlan, Scenario, find_trace
-from raylane.autoscaling.rules.registry import RULES
+from raylane.autoscaling.rules.registry import RULES, check_knobs
 from raylane.cluster.errors import UsageError
 
 PLANS = Path(__file__).parents[1] / "plans"
 BOUNDS = {"oracle": "knows every request beforehand", "static": "the cheapest fixed fleet"}
-BOUND_KNOBS: Mapping[str, Any] = {"attainment": 0.99, "each": True}
+
+
+@dataclass(frozen=True)
+class BoundKnobs:
+    """What the bounds are asked for."""
+
+    attainment: Annotated[float, Field(gt=0, le=1)] = 0.99
+    each: bool = True
+    """Of every model by itself; else of all requests together."""
+
+
+BOUND_KNOBS: Mapping[str, Any] = asdict(BoundKnobs())
 
 
 def plan_file(name: Path) -> Path:
@@ -77,23 +90,21 @@ def known_rules() -> list[str]:
 
 
 def knobs_of(rule: str) -> dict[str, Any]:
-    """Every knob of a rule with its default; MISSING where there is none. UsageError for an unknown rule."""
-    if rule in BOUNDS:
-        return dict(BOUND_KNOBS)
-    if rule not in RULES:
-        raise UsageError(f"policy {rule!r} is unknown; there are {', '.join(known_rules())}")
-    return {knob.name: knob.default for knob in fields(RULES[rule].rule)}
+    """Every knob of a rule with its default. UsageError for an unknown rule."""
+    return {knob.name: knob.default for knob in fields(_knob_class(rule))}
 
 
 def check_choice(choice: PolicyChoice) -> None:
-    """UsageError for an unknown rule, an unknown knob, or a value that is not of the default's kind."""
-    known = knobs_of(choice.rule)
-    for knob, value in choice.knobs.items():
-        if knob not in known:
-            raise UsageError(f"policy {choice.name!r} has no knob {knob!r}; it has {', '.join(known)}")
-        default = known[knob]
-        if default is not MISSING and default is not None and not _alike(value, default):
-            raise UsageError(f"policy {choice.name!r}: knob {knob} is like {default!r}, not {value!r}")
+    """UsageError for an unknown rule, an unknown knob, or a value that the knob cannot have."""
+    check_knobs(f"policy {choice.name!r}", _knob_class(choice.rule), choice.knobs)
+
+
+def _knob_class(rule: str) -> type:
+    if rule in BOUNDS:
+        return BoundKnobs
+    if rule not in RULES:
+        raise UsageError(f"policy {rule!r} is unknown; there are {', '.join(known_rules())}")
+    return RULES[rule].rule
 
 
 def with_knobs(choices: Sequence[PolicyChoice], knobs: Mapping[str, Any]) -> list[PolicyChoice]:
@@ -130,11 +141,3 @@ def _scenario(plan: ReplayPlan, name: str) -> Scenario:
     if name not in plan.scenarios:
         raise UsageError(f"scenario {name!r} is not in plan {plan.name}; there are {', '.join(plan.scenarios)}")
     return plan.scenarios[name]
-
-
-def _alike(value: object, default: object) -> bool:
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(default, bool) and isinstance(value, bool)
-    if isinstance(default, int | float):
-        return isinstance(value, int | float)
-    return isinstance(value, type(default))

@@ -1,10 +1,12 @@
 """The GPUs of the simulated hosts: who holds which. Replicas are placed as live ones are, by cluster/choose.py."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from raylane.autoscaling.policy import ModelSpec
 from raylane.cluster.choose import Choice, choose
+from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
 
 
@@ -49,3 +51,19 @@ class Fleet:
 
 
 _choose = lru_cache(maxsize=65536)(choose)
+
+
+def check_room(hosts: Sequence[Host], models: Iterable[ModelSpec]) -> None:
+    """Places the least replicas of the models one after the other, as a replay begins. UsageError naming the model
+    that finds no room, or one of which no replica fits a host."""
+    fleet = Fleet(hosts)
+    for spec in models:
+        if Fleet(hosts).take(spec.gpus) is None:
+            largest = max((len(host.gpus) for host in hosts), default=0)
+            raise UsageError(f"model {spec.name}: a replica takes {spec.gpus} GPUs, the largest host has {largest}")
+        for placed in range(spec.min_replicas):
+            if fleet.take(spec.gpus) is None:
+                raise UsageError(
+                    f"model {spec.name}: replicas.min {spec.min_replicas} of {spec.gpus} GPUs each, but the fleet of "
+                    f"{fleet.size} GPUs has room for {placed} beside the least replicas of the models before it"
+                )

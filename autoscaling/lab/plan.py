@@ -4,7 +4,8 @@ Paths of traces are relative to $RAYLANE_TRACES where that is set, else to the p
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from raylane.autoscaling.lab.fleet import check_room
 from raylane.autoscaling.lab.setup import LabModel, ModelDefinition, Setup, lab_model
 from raylane.autoscaling.traces.rates import load_rate_curve, rate_curve_between, requests_at
 from raylane.autoscaling.traces.readers import load_trace
@@ -82,10 +84,10 @@ class Traffic(StrictModel):
     shape: Shape | None = None
     begin_s: NonNegativeFloat = 0.0
     end_s: PositiveFloat | None = None
-    max_input: PositiveInt = Field(7000, description="Longer prompts are cut to this.")
-    max_output: PositiveInt = Field(1000, description="Longer replies are cut to this.")
+    max_input: PositiveInt | None = Field(None, description="Longer prompts are cut to this.")
+    max_output: PositiveInt | None = Field(None, description="Longer replies are cut to this.")
     scale: PositiveFloat = Field(1.0, description="Times the recorded rate.")
-    cv: PositiveFloat = Field(1.0, description="With rates: coefficient of variation of the gaps.")
+    cv: PositiveFloat | None = Field(None, description="With rates: coefficient of variation of the gaps (1).")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -94,6 +96,11 @@ class Traffic(StrictModel):
             raise ValueError(f"give one of trace, rates or shape, not {' and '.join(given) or 'none'}")
         if (self.rates is None) != (self.lengths is None):
             raise ValueError("rates and lengths go together")
+        if self.cv is not None and self.rates is None:
+            own = "has its own cv" if self.trace is None else "has the gaps it was recorded with"
+            raise ValueError(f"cv {self.cv:g} goes with rates; a {given[0]} {own}")
+        if self.end_s is not None and self.end_s <= self.begin_s:
+            raise ValueError(f"end_s {self.end_s:g} does not come after begin_s {self.begin_s:g}")
         return self
 
 
@@ -157,8 +164,17 @@ class ReplayPlan(StrictModel):
         return tuple(load_recording(shipped if shipped.is_file() else folder / self.recording))
 
 
+@contextmanager
+def naming(origin: str) -> Iterator[None]:
+    """A UsageError from within begins with `origin`."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") from error
+
+
 def base_trace(traffic: Traffic, name: str, folder: Path) -> Trace:
-    """The requests as recorded or generated (seed 0), cut and clipped, at their own rate."""
+    """The requests as recorded or generated (seed 0), from begin_s to end_s, at their own rate."""
     rng = np.random.default_rng(0)
     if traffic.shape is not None:
         trace = generate(traffic.shape, rng)
@@ -169,17 +185,22 @@ def base_trace(traffic: Traffic, name: str, folder: Path) -> Trace:
         curve = load_rate_curve(find_trace(traffic.rates, folder))
         curve = rate_curve_between(curve, traffic.begin_s, traffic.end_s or curve.duration_s)
         lengths = load_trace(find_trace(traffic.lengths, folder))
-        trace = requests_at(curve, lengths, rng, name=name, cv=traffic.cv, factor=traffic.scale)
-    if traffic.rates is None and (traffic.begin_s or traffic.end_s):
-        trace = between(trace, traffic.begin_s, traffic.end_s or trace.duration_s)
-    return clipped(named(trace, name), traffic.max_input, traffic.max_output)
+        trace = requests_at(curve, lengths, rng, name=name, cv=traffic.cv or 1.0, factor=traffic.scale)
+    return named(trace if traffic.rates is not None else _part(trace, traffic), name)
+
+
+def _part(trace: Trace, traffic: Traffic) -> Trace:
+    """From begin_s to end_s, where the traffic says so."""
+    if not (traffic.begin_s or traffic.end_s):
+        return trace
+    return between(trace, traffic.begin_s, traffic.end_s or trace.duration_s)
 
 
 def seeded_trace(base: Trace, traffic: Traffic, seed: int) -> Trace:
     """One version of the traffic: same load curve, other requests."""
     rng = np.random.default_rng((seed, 17))
     if traffic.shape is not None:
-        return clipped(named(generate(_scaled_shape(traffic), rng), base.name), traffic.max_input, traffic.max_output)
+        return named(_part(generate(_scaled_shape(traffic), rng), traffic), base.name)
     if traffic.rates is not None:
         return variant(base, seed)
     if traffic.scale < 0.9:
@@ -213,7 +234,8 @@ def lab_models(
     gpu = need_accelerator(plan.gpu)
     made = {}
     for name, model in plan.models.items():
-        lab = lab_model(model.definition(name), gpu, slowdown=slowdown, cold_start_factor=cold_start_factor)
+        with naming(f"plan {plan.name}: model {name}"):
+            lab = lab_model(model.definition(name), gpu, slowdown=slowdown, cold_start_factor=cold_start_factor)
         spec = replace(lab.spec, priority=model.priority, profile=lab.spec.profile.faster(profile_factor))
         made[name] = replace(lab, spec=spec)
     return made
@@ -244,8 +266,25 @@ def _first_need(model: LabModel, trace: Trace) -> int:
 def make_setup(
     plan: ReplayPlan, scenario: str, hosts: tuple[Host, ...], models: Mapping[str, LabModel], traces: dict[str, Trace]
 ) -> Setup:
-    """One replay, ready to run."""
+    """One replay, ready to run; prompts and replies are cut to the limits of the traffic and of the model.
+
+    UsageError for limits beyond the model's, and for models whose least replicas have no room on the fleet.
+    """
+    origin = f"plan {plan.name}: scenario {scenario}"
+    cut = {}
+    for name, trace in traces.items():
+        with naming(f"{origin}: model {name}"):
+            cut[name] = _within_limits(trace, plan.scenarios[scenario].traffic[name], models[name])
+    with naming(origin):
+        check_room(hosts, [models[name].spec for name in traces])
     gpus = sum(len(host.gpus) for host in hosts)
-    return Setup(
-        scenario, hosts, with_initial(models, traces, gpus), traces, plan.hold_timeout_s, plan.usd_per_gpu_hour
-    )
+    return Setup(scenario, hosts, with_initial(models, cut, gpus), cut, plan.hold_timeout_s, plan.usd_per_gpu_hour)
+
+
+def _within_limits(trace: Trace, traffic: Traffic, model: LabModel) -> Trace:
+    longest = model.engine.limits.max_model_len
+    if (traffic.max_input or 1) + (traffic.max_output or 1) > longest:
+        asked = {"max_input": traffic.max_input, "max_output": traffic.max_output}
+        keys = " and ".join(f"{key} {value}" for key, value in asked.items() if value is not None)
+        raise UsageError(f"{keys}: beyond its max_model_len {longest}, prompt and reply (at least 1) together")
+    return clipped(trace, traffic.max_input, traffic.max_output, longest)

@@ -1,7 +1,8 @@
 """Run a replay plan: every policy on every scenario and seed, in virtual time."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,16 +11,37 @@ from typing import Any
 from raylane.autoscaling.lab.choices import BOUND_KNOBS, BOUNDS, need_traces
 from raylane.autoscaling.lab.oracle import best_oracle, replay_schedule
 from raylane.autoscaling.lab.outcome import outcome
-from raylane.autoscaling.lab.plan import PolicyChoice, ReplayPlan, base_trace, lab_models, make_setup, seeded_trace
+from raylane.autoscaling.lab.plan import (
+    PolicyChoice,
+    ReplayPlan,
+    base_trace,
+    lab_models,
+    make_setup,
+    naming,
+    seeded_trace,
+)
 from raylane.autoscaling.lab.policies import make_policy
 from raylane.autoscaling.lab.setup import Setup
 from raylane.autoscaling.lab.static import cheapest_static, replay_static
 from raylane.autoscaling.lab.world import World
+from raylane.autoscaling.traces.trace import Trace
+from raylane.cluster.errors import UsageError
 
 Targets = Mapping[str, Sequence[tuple[float, int]]]
 """Replicas asked for, by model: (time, replicas from then on)."""
 Where = tuple[str, int]
 """Scenario and seed."""
+
+
+@dataclass(frozen=True)
+class Offered:
+    """The requests of one model on one seed of one scenario."""
+
+    requests: int
+    cut: int
+    """How many of them were longer and cut to the limits of the traffic or of the model."""
+    source: str
+    """Where they came from and what was done to them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +59,8 @@ class Replayed:
     note: str = ""
     curve: str = ""
     """Name of the policy's line in the Pareto figure: settings of one sweep share it."""
+    offered: Mapping[str, Offered] = field(default_factory=dict)
+    """By model; the same for every policy of the scenario and seed."""
 
 
 def replay(plan: ReplayPlan, folder: Path, workers: int) -> Iterator[list[Replayed]]:
@@ -52,17 +76,33 @@ def replay(plan: ReplayPlan, folder: Path, workers: int) -> Iterator[list[Replay
     if workers == 1 or len(wheres) == 1:
         yield from map(run, wheres)
         return
-    with get_context("fork").Pool(min(workers, len(wheres))) as pool:
+    # a worker that ran our caller's handler of SIGTERM could miss the end of the pool, which is a SIGTERM
+    default = (signal.SIGTERM, signal.SIG_DFL)
+    with get_context("fork").Pool(min(workers, len(wheres)), signal.signal, default) as pool:
         yield from pool.imap(run, wheres)
 
 
 def replay_all(plan: ReplayPlan, folder: Path, where: Where) -> list[Replayed]:
     """Every policy on one seed of one scenario."""
     scenario, seed = where
-    traffic = plan.scenarios[scenario].traffic
-    traces = {name: seeded_trace(base_trace(item, name, folder), item, seed) for name, item in traffic.items()}
+    traces = {name: _requests(plan, scenario, name, seed, folder) for name in plan.scenarios[scenario].traffic}
     setup = make_setup(plan, scenario, plan.hosts(folder), lab_models(plan), traces)
-    return [replay_one(setup, choice, seed) for choice in plan.policies]
+    offered = {name: _offered(trace, setup.traces[name]) for name, trace in traces.items()}
+    return [replace(replay_one(setup, choice, seed), offered=offered) for choice in plan.policies]
+
+
+def _requests(plan: ReplayPlan, scenario: str, model: str, seed: int, folder: Path) -> Trace:
+    traffic = plan.scenarios[scenario].traffic[model]
+    with naming(f"plan {plan.name}: scenario {scenario}: model {model}"):
+        trace = seeded_trace(base_trace(traffic, model, folder), traffic, seed)
+        if not len(trace):
+            raise UsageError(f"has no requests on seed {seed} ({trace.source})")
+    return trace
+
+
+def _offered(asked: Trace, given: Trace) -> Offered:
+    cut = (given.input_tokens < asked.input_tokens) | (given.output_tokens < asked.output_tokens)
+    return Offered(len(given), int(cut.sum()), given.source)
 
 
 def replay_one(setup: Setup, choice: PolicyChoice, seed: int) -> Replayed:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from raylane.autoscaling.lab.figure import Panel, pareto_figure, replicas_figure, save_svg
@@ -14,6 +15,7 @@ from raylane.autoscaling.lab.plan import ReplayPlan
 from raylane.autoscaling.lab.regret import Regret, regrets
 from raylane.autoscaling.lab.replay import Replayed, Targets
 from raylane.autoscaling.lab.summary import Summary, summary
+from raylane.cluster.errors import UsageError
 
 OWN = "slo"
 KEYS = ("scenario", "policy", "curve", "rule", "knobs", "seed", "note")
@@ -39,12 +41,32 @@ def results(plan: ReplayPlan, runs: Sequence[Replayed]) -> dict[str, Any]:
         {**{key: getattr(run, key) for key in KEYS}, **_regret_row(regret), "outcome": run.outcome}
         for run, regret in zip(runs, regrets(runs), strict=True)
     ]
-    return {"simulated": True, "plan": plan.model_dump(mode="json"), "means": means, "runs": each}
+    dumped = plan.model_dump(mode="json")
+    return {"simulated": True, "plan": dumped, "traffic": _traffic(runs), "means": means, "runs": each}
+
+
+def _traffic(runs: Sequence[Replayed]) -> list[dict[str, Any]]:
+    """The requests of each model on each scenario and seed, once."""
+    wheres = {(run.scenario, run.seed): run.offered for run in runs}
+    return [
+        {"scenario": scenario, "seed": seed, "model": model, **asdict(offered)}
+        for (scenario, seed), models in wheres.items()
+        for model, offered in models.items()
+    ]
+
+
+def make_folder(folder: Path) -> None:
+    """The folder, there and writable before hours of replays; UsageError when that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(f"--out {folder}: cannot be written: {error.strerror}") from error
 
 
 def write_results(plan: ReplayPlan, runs: Sequence[Replayed], folder: Path) -> list[Path]:
-    """Write every file; their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write every file into a folder that is there; their paths."""
     table, data, figure = (folder / name for name in ("results.csv", "results.json", "pareto.svg"))
     data.write_text(json.dumps(results(plan, runs), indent=2) + "\n", encoding="utf-8")
     _write_csv(runs, table)
@@ -98,7 +120,7 @@ def _draw_replicas(scenario: str, runs: Sequence[Replayed], folder: Path) -> Pat
     for run in drawn.values():
         _add(targets, run.policy, run.targets)
     end_s = max((run.outcome["hours"] * 3600 for run in drawn.values() if run.outcome is not None), default=0.0)
-    path = folder / f"replicas-{scenario}.svg"
+    path = folder / f"replicas-{scenario.replace('/', '%2F')}.svg"
     save_svg(replicas_figure(f"{scenario}, seed {seed}", targets, end_s), path)
     return path
 

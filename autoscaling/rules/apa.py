@@ -9,7 +9,9 @@ stays. Facts: AIBrix docs (metric-based autoscaling) and algorithm/apa.go.
 
 from dataclasses import dataclass
 from math import ceil, floor
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from raylane.autoscaling.decision import Reason
 from raylane.autoscaling.observation import ModelSeen
@@ -29,17 +31,17 @@ class ApaMemory(NamedTuple):
 class Apa:
     """The defaults are AIBrix's, except `waiting_target`: 5 is llm-d's limit of a replica's queue."""
 
-    kv_target: float = 0.5
+    kv_target: PositiveFloat = 0.5
     """Share of the KV cache in use, mean over the replicas."""
-    waiting_target: float = 5.0
+    waiting_target: PositiveFloat = 5.0
     """Waiting requests of a replica."""
-    up_tolerance: float = 0.1
-    down_tolerance: float = 0.1
-    max_up_rate: float = 2.0
-    max_down_rate: float = 2.0
-    scale_down_s: float = 300.0
+    up_tolerance: NonNegativeFloat = 0.1
+    down_tolerance: NonNegativeFloat = 0.1
+    max_up_rate: Annotated[float, Field(ge=1)] = 2.0
+    max_down_rate: Annotated[float, Field(ge=1)] = 2.0
+    scale_down_s: NonNegativeFloat = 300.0
     """Stabilisation: shrink to the largest wish of this long."""
-    window_s: float = 180.0
+    window_s: NonNegativeFloat = 180.0
     """Readings are averaged over this long."""
 
     def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: ApaMemory | None) -> tuple[Wish, ApaMemory]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pydantic import NonNegativeInt
+
 from raylane.autoscaling.decision import Reason
 from raylane.autoscaling.observation import ModelSeen
 from raylane.autoscaling.policy import ModelSpec, Wish
@@ -12,7 +14,7 @@ from raylane.autoscaling.policy import ModelSpec, Wish
 class Fixed:
     """The same replicas whatever happens; with 0 a model stays off, also when requests are held."""
 
-    replicas: Mapping[str, int] | int = 1
+    replicas: Mapping[str, NonNegativeInt] | NonNegativeInt = 1
     """By model name, or one number for all. A model that is not named keeps what it has."""
 
     def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: None = None) -> tuple[Wish, None]:

@@ -10,7 +10,9 @@ ready ones, and the wish is an absolute number. Facts: Knative docs (KPA), AIBri
 
 from dataclasses import dataclass
 from math import ceil, floor
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from raylane.autoscaling.decision import Reason
 from raylane.autoscaling.demand import History, Mix, mix, remember
@@ -35,15 +37,15 @@ class KpaMemory(NamedTuple):
 class Kpa:
     """Windows, threshold and rates are AIBrix's; the share is Knative's target utilisation of 70 %."""
 
-    target_share: float = 0.7
+    target_share: PositiveFloat = 0.7
     """Share of the requests a replica holds at its SLO that it should have."""
-    stable_s: float = 180.0
-    panic_s: float = 60.0
-    panic_threshold: float = 2.0
+    stable_s: NonNegativeFloat = 180.0
+    panic_s: NonNegativeFloat = 60.0
+    panic_threshold: PositiveFloat = 2.0
     """Wished over ready replicas from which it panics."""
-    max_up_rate: float = 2.0
-    max_down_rate: float = 2.0
-    scale_down_delay_s: float = 0.0
+    max_up_rate: Annotated[float, Field(ge=1)] = 2.0
+    max_down_rate: Annotated[float, Field(ge=1)] = 2.0
+    scale_down_delay_s: NonNegativeFloat = 0.0
     """A lower wish counts when all of this time had no higher one; Knative's default is none."""
 
     def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: KpaMemory | None) -> tuple[Wish, KpaMemory]:

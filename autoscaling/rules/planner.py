@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal, NamedTuple
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from raylane.autoscaling.decision import Reason
 from raylane.autoscaling.demand import History, Mix, mix, rate_over, remember
 from raylane.autoscaling.observation import ModelSeen, Phase, ReplicaSeen
@@ -33,12 +35,12 @@ class PlannerMemory(NamedTuple):
 class Planner:
     """Intervals and sensitivity are Dynamo's."""
 
-    plan_every_s: float = 180.0
+    plan_every_s: PositiveFloat = 180.0
     forecast: Literal["constant", "linear"] = "constant"
     """"constant": the mean rate of the last interval. "linear": goes on as from the interval before to the last."""
-    target_load: float = 1.0
+    target_load: PositiveFloat = 1.0
     """Share of the profile's largest rate that the floor fills."""
-    down_sensitivity: float = 0.8
+    down_sensitivity: NonNegativeFloat = 0.8
     """Share of the SLO's time to the first token below which a replica may go."""
 
     def wish(

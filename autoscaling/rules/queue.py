@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from raylane.autoscaling.decision import Reason
 from raylane.autoscaling.observation import ModelSeen, Phase
 from raylane.autoscaling.policy import ModelSpec, Wish
@@ -35,15 +37,15 @@ class QueueMemory(NamedTuple):
 class QueueOnly:
     """The defaults are llm-d's."""
 
-    kv_limit: float = 0.80
+    kv_limit: PositiveFloat = 0.80
     """Share of its KV cache from which a replica is saturated."""
-    queue_limit: float = 5.0
+    queue_limit: PositiveFloat = 5.0
     """Waiting requests from which a replica is saturated."""
-    spare_kv: float = 0.10
+    spare_kv: NonNegativeFloat = 0.10
     """Share of the KV cache that the replicas are to have left on average."""
-    spare_queue: float = 3.0
+    spare_queue: NonNegativeFloat = 3.0
     """Waiting requests that the replicas are to have room for on average."""
-    every_s: float = 60.0
+    every_s: NonNegativeFloat = 60.0
 
     def wish(
         self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: QueueMemory | None

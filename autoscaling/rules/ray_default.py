@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
+from pydantic import NonNegativeFloat, PositiveFloat
+
 from raylane.autoscaling.decision import Reason
 from raylane.autoscaling.demand import History, mix, remember
 from raylane.autoscaling.observation import ModelSeen
@@ -34,19 +36,19 @@ class RayMemory(NamedTuple):
 class RayDefault:
     """The defaults are Ray's."""
 
-    target_ongoing: float = 2.0
+    target_ongoing: PositiveFloat = 2.0
     """Requests one replica should have."""
-    target_share: float | None = None
+    target_share: PositiveFloat | None = None
     """Set, it replaces `target_ongoing` by this share of the requests the profile says a replica holds at its SLO."""
-    upscale_delay_s: float = 30.0
-    downscale_delay_s: float = 600.0
-    downscale_to_zero_delay_s: float | None = None
+    upscale_delay_s: NonNegativeFloat = 30.0
+    downscale_delay_s: NonNegativeFloat = 600.0
+    downscale_to_zero_delay_s: NonNegativeFloat | None = None
     """From 1 to 0; None: as `downscale_delay_s`."""
-    look_back_s: float = 30.0
+    look_back_s: NonNegativeFloat = 30.0
     """Requests are averaged over this long."""
-    upscaling_factor: float = 1.0
+    upscaling_factor: PositiveFloat = 1.0
     """Share of the wanted growth that is made at a time."""
-    downscaling_factor: float = 1.0
+    downscaling_factor: PositiveFloat = 1.0
 
     def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: RayMemory | None) -> tuple[Wish, RayMemory]:
         """Replicas as Ray would set the target."""

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from functools import lru_cache
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from raylane.autoscaling.policy import Wisher
 from raylane.autoscaling.rules.apa import Apa
@@ -163,12 +166,34 @@ RULES: dict[str, RuleEntry] = {
 
 
 def build_rule(name: str, **knobs: object) -> Wisher:
-    """The rule of this name; knobs that are not given keep its preset or default."""
+    """The rule of this name; knobs that are not given keep its preset or default.
+
+    UsageError for an unknown rule, an unknown knob or a value that the knob cannot have.
+    """
     entry = RULES.get(name)
     if entry is None:
         raise UsageError(f"rule {name!r} is unknown; there are {', '.join(RULES)}")
-    unknown = [knob for knob in knobs if knob not in entry.knobs]
-    if unknown:
-        raise UsageError(f"rule {name!r} has no knob {', '.join(map(repr, unknown))}; it has {', '.join(entry.knobs)}")
+    check_knobs(f"rule {name!r}", entry.rule, knobs)
     rule: Wisher = entry.rule(**{**entry.preset, **knobs})
     return rule
+
+
+def check_knobs(owner: str, rule: type, knobs: Mapping[str, object]) -> None:
+    """UsageError, beginning with `owner`, for a knob that the rule has no field for, and for a value that the field's
+    annotation does not allow: another kind, out of its bounds, NaN or infinite."""
+    known = _knob_types(rule)
+    for knob, value in knobs.items():
+        if knob not in known:
+            raise UsageError(f"{owner} has no knob {knob!r}; it has {', '.join(known)}")
+        try:
+            known[knob].validate_python(value)
+        except ValidationError as error:
+            wanted = " or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in error.errors()))
+            raise UsageError(f"{owner}: knob {knob} should be {wanted} (got {value!r})") from error
+
+
+@lru_cache
+def _knob_types(rule: type) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(rule, include_extras=True)
+    exact = ConfigDict(strict=True, allow_inf_nan=False)
+    return {knob.name: TypeAdapter(hints[knob.name], config=exact) for knob in fields(rule)}

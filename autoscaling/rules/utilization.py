@@ -11,6 +11,8 @@ Both are means over the ready replicas; one that starts is not supply until it i
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
 from raylane.autoscaling.decision import Reason
 from raylane.autoscaling.demand import History, mix, rate_over, remember
 from raylane.autoscaling.observation import ModelSeen
@@ -40,16 +42,16 @@ class UtilizationMemory(NamedTuple):
 class Utilization:
     """Thresholds, cooldown and step are the requirements'; they give no window, so a minute is taken."""
 
-    high: float = 0.70
+    high: PositiveFloat = 0.70
     """Mean utilisation, 0 to 1, above which replicas are added."""
-    low: float = 0.40
-    cooldown_s: float = 900.0
+    low: NonNegativeFloat = 0.40
+    cooldown_s: NonNegativeFloat = 900.0
     """From one change to the next."""
     cooldown_on: Literal["both", "shrink"] = "both"
     """"shrink": growth does not wait for the cooldown."""
-    step: int = 1
+    step: PositiveInt = 1
     """Replicas added or removed at a time."""
-    window_s: float = 60.0
+    window_s: NonNegativeFloat = 60.0
     effective: bool = False
     """False: as NVML gives it. True: work over capacity."""
 

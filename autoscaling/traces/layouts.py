@@ -20,7 +20,8 @@ class Layout:
     input_tokens: str
     output_tokens: str
     starts_at_first: bool
-    """Whether the clock is set to 0 at the first request; otherwise the file's own zero stays."""
+    """Whether the clock is set to 0 at the first request; otherwise the file's own zero stays, unless it is far off
+    (readers.FAR)."""
     model: str | None = None
 
     @property

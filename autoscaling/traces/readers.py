@@ -11,6 +11,11 @@ from raylane.autoscaling.traces.layouts import Layout, LayoutName, layout_named,
 from raylane.autoscaling.traces.trace import Trace
 from raylane.cluster.errors import UsageError
 
+FAR = 10.0
+"""A first request this many times the trace's span after the file's zero: that zero is another clock's (Unix time)."""
+SHORTEST_SPAN_S = 3600.0
+"""Shorter traces count as this long there: a quiet beginning of some hours is no other clock."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -25,6 +30,9 @@ class Reading:
     """Rows left out because they have output but no input tokens."""
     sorted_here: bool
     """Whether the file was not in order of arrival and was sorted while reading."""
+    zero_moved_s: float | None
+    """How far the clock was set back to begin at the first request, in a layout that keeps the file's zero; None: it
+    was kept."""
 
 
 def load_trace(path: Path, layout: LayoutName | None = None, only_model: str | None = None) -> Trace:
@@ -35,7 +43,8 @@ def load_trace(path: Path, layout: LayoutName | None = None, only_model: str | N
 def read_trace(path: Path, layout: LayoutName | None = None, only_model: str | None = None) -> Reading:
     """Read a trace. The layout is known by the header unless given; `only_model` picks one model of a mixed trace.
 
-    Rows without tokens are left out and counted, rows out of order are sorted; the trace's `source` says both.
+    Rows without tokens are left out and counted, rows out of order are sorted, and a clock that began long before the
+    first request is set to 0 there; the trace's `source` says all of it.
     The trace lasts until its last request. Raises UsageError naming file, line, column and value.
     """
     name = recognised(path, header_of(path)) if layout is None else layout
@@ -47,7 +56,9 @@ def read_trace(path: Path, layout: LayoutName | None = None, only_model: str | N
     if not kept.size:
         raise UsageError(f"{path}: none of {len(at_s)} rows is a request with tokens in and out{_of(only_model)}")
     order = kept[np.argsort(at_s[kept], kind="stable")]
-    begin_s = float(at_s[order[0]]) if chosen.starts_at_first else 0.0
+    first_s, last_s = float(at_s[order[0]]), float(at_s[order[-1]])
+    far = not chosen.starts_at_first and first_s > FAR * max(last_s - first_s, SHORTEST_SPAN_S)
+    begin_s = first_s if far or chosen.starts_at_first else 0.0
     reading = Reading(
         trace=Trace(
             name=_bare_name(path),
@@ -56,12 +67,13 @@ def read_trace(path: Path, layout: LayoutName | None = None, only_model: str | N
             input_tokens=inputs[order],
             output_tokens=outputs[order],
             source=f"{path.name} ({name} layout)",
-            duration_s=max(float(at_s[order[-1]]) - begin_s, 1.0),
+            duration_s=max(last_s - begin_s, 1.0),
         ),
         rows=len(at_s),
         without_output=int((wanted & (outputs == 0)).sum()),
         without_input=int((wanted & (outputs > 0) & (inputs == 0)).sum()),
         sorted_here=bool((order != kept).any()),
+        zero_moved_s=begin_s if far else None,
     )
     return replace(reading, trace=replace(reading.trace, source=_source(reading)))
 
@@ -106,4 +118,6 @@ def _source(reading: Reading) -> str:
         notes.append(f"{reading.without_input} rows without input left out")
     if reading.sorted_here:
         notes.append("sorted by arrival")
+    if reading.zero_moved_s is not None:
+        notes.append(f"clock set to 0 at the first request, {reading.zero_moved_s:.0f} s after the file's zero")
     return "; ".join(notes)

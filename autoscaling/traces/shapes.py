@@ -1,6 +1,6 @@
 """Synthetic load shapes that a study or a command names in YAML, and the traces made from them.
 
-    {kind: step, base_rps: 1, peak_rps: 5, before_s: 600, hold_s: 1200, after_s: 600}
+    shape: {kind: step, base_rps: 1, peak_rps: 5, before_s: 600, hold_s: 1200, after_s: 600}
 
 Shapes differ in their rate curve; how bursty arrivals are and how long requests are is said the same way for all.
 """

@@ -86,10 +86,10 @@ def taken(trace: Trace, rows: Indices | npt.NDArray[np.bool_], source: str) -> T
 
 def between(trace: Trace, begin_s: float, end_s: float) -> Trace:
     """Requests that arrive in [begin_s, end_s), with the clock set to 0 at `begin_s`."""
-    if not 0 <= begin_s < end_s:
-        raise UsageError(f"{trace.name}: a part needs 0 <= begin < end, got {begin_s} s to {end_s} s")
     if begin_s >= trace.duration_s:
         raise UsageError(f"{trace.name}: the part begins at {begin_s} s, the trace lasts {trace.duration_s:g} s")
+    if not 0 <= begin_s < end_s:
+        raise UsageError(f"{trace.name}: a part needs 0 <= begin < end, got {begin_s} s to {end_s} s")
     begin, end = np.searchsorted(trace.at_s, [begin_s, end_s])
     return replace(
         trace,
@@ -112,16 +112,26 @@ def compressed(trace: Trace, factor: float) -> Trace:
     )
 
 
-def clipped(trace: Trace, max_input: int, max_output: int) -> Trace:
-    """Longer prompts and replies are cut to these token counts; no request is dropped."""
-    if min(max_input, max_output) < 1:
-        raise UsageError(f"{trace.name}: clip to at least 1 token, got {max_input} in and {max_output} out")
-    return replace(
-        trace,
-        input_tokens=np.minimum(trace.input_tokens, np.int32(max_input)),
-        output_tokens=np.minimum(trace.output_tokens, np.int32(max_output)),
-        source=f"{trace.source}; clipped to {max_input} in, {max_output} out",
-    )
+def clipped(trace: Trace, max_input: int | None, max_output: int | None, max_total: int | None = None) -> Trace:
+    """Longer prompts and replies are cut to these token counts, None meaning no limit; no request is dropped.
+
+    `max_total` bounds prompt and reply together: a prompt leaves one token for the reply, a reply takes what is left.
+    """
+    limits = {"in": max_input, "out": max_output, "in all": max_total}
+    text = ", ".join(f"{limit} {what}" for what, limit in limits.items() if limit is not None)
+    if any(limit is not None and limit < 1 for limit in limits.values()) or max_total == 1:
+        raise UsageError(f"{trace.name}: clip to at least 1 token each, got {text}")
+    inputs, outputs = trace.input_tokens, trace.output_tokens
+    if max_input is not None:
+        inputs = np.minimum(inputs, np.int32(max_input))
+    if max_output is not None:
+        outputs = np.minimum(outputs, np.int32(max_output))
+    if max_total is not None:
+        inputs = np.minimum(inputs, np.int32(max_total - 1))
+        outputs = np.minimum(outputs, np.int32(max_total) - inputs)
+    cut = (inputs < trace.input_tokens) | (outputs < trace.output_tokens)
+    source = f"{trace.source}; longer ones cut to {text} (tokens)" if cut.any() else trace.source
+    return replace(trace, input_tokens=inputs, output_tokens=outputs, source=source)
 
 
 def scaled(trace: Trace, factor: float, rng: np.random.Generator) -> Trace:

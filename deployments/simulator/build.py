@@ -35,6 +35,12 @@ def read_model_config(source: str) -> Mapping[str, Any]:
     return {**found, "quantization_config": {"quant_method": "modelopt", **own}}
 
 
+def read_model_facts(source: str) -> ModelFacts:
+    """The size of a builtin, folder or file. What is wrong in a config.json is a UsageError that names the file."""
+    path = Path(source)
+    return model_facts(read_model_config(source), str(path / "config.json") if path.is_dir() else source)
+
+
 def _read_object(file: Path, source: str, kind: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -55,7 +61,7 @@ def engine_for(
     slowdown: float = 1.0,
 ) -> EngineModel:
     """The simulated engine of a model that has a config.json, with the shipped constants of the card."""
-    facts = model_facts(read_model_config(source), source)
+    facts = read_model_facts(source)
     constants = constants_for(gpu).constants()
     return build_engine(facts, gpu, settings, constants, link, prefix_caching=prefix_caching, slowdown=slowdown)
 

@@ -7,16 +7,17 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from raylane.cluster.catalog import Accelerator, need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.fit import EngineSettings
-from raylane.deployments.model_facts import ModelFacts, model_facts
+from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.roofline import Link, assumed_link
-from raylane.deployments.simulator.build import build_engine, read_model_config
+from raylane.deployments.simulator.build import build_engine, read_model_facts
 from raylane.deployments.simulator.loads import closed_loop
+from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.step_model import StepConstants
 
 H200_ROWS = Path(__file__).with_name("measured_h200.yaml")
@@ -40,6 +41,10 @@ class MeasuredRow(StrictModel):
     dtype: str = "auto"
     max_num_batched_tokens: PositiveInt | None = None
     """None takes the server's default for the card."""
+    max_model_len: PositiveInt | None = None
+    """None takes what the row needs: input and output."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """None takes vLLM's default, 0.9."""
     concurrency: PositiveInt
     requests: PositiveInt
     input_tokens: PositiveInt
@@ -54,10 +59,19 @@ class MeasuredRow(StrictModel):
     """What the source does not say and was filled in."""
 
     @model_validator(mode="after")
-    def _measures_something(self) -> Self:
+    def _measures_what_there_is(self) -> Self:
         if all(getattr(self, metric) is None for metric in METRICS):
             raise ValueError(f"row {self.id} has none of {', '.join(METRICS)}")
+        if self.output_tokens == 1 and self.tpot_p50_ms is not None:
+            raise ValueError(
+                f"row {self.id}: tpot_p50_ms {self.tpot_p50_ms:g} with output_tokens 1: the first token has no TPOT"
+            )
         return self
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one request, prompt and output."""
+        return self.input_tokens + self.output_tokens
 
     def measured(self) -> dict[Metric, float]:
         """The metrics this row has."""
@@ -102,12 +116,17 @@ class Calibration:
 
 
 def read_rows(paths: Iterable[Path]) -> tuple[MeasuredRow, ...]:
-    """All rows of these files. UsageError for a file without any."""
+    """All rows of these files. UsageError for a file without any, and for a row that cannot be simulated."""
     rows: list[MeasuredRow] = []
     for path in paths:
         found = MeasuredFile.from_yaml(path).rows
         if not found:
             raise UsageError(f"{path}: no rows")
+        try:
+            for row in found:
+                _Case.of(row, None)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
         rows += found
     return tuple(rows)
 
@@ -157,31 +176,51 @@ class _Case:
 
     @classmethod
     def of(cls, row: MeasuredRow, link: Link | None) -> "_Case":
-        gpu = need_accelerator(row.gpu)
-        return cls(row, model_facts(read_model_config(row.model), row.model), gpu, link or assumed_link(gpu))
+        """UsageError naming the row when its engine cannot be or its requests are too long for the model."""
+        try:
+            gpu = need_accelerator(row.gpu)
+            facts = read_model_facts(row.model)
+            case = cls(row, facts, gpu, link or assumed_link(gpu))
+            longest = row.max_model_len or facts.max_position_embeddings
+            if row.tokens > longest:
+                limit = "max_model_len" if row.max_model_len else "the positions of the model:"
+                sizes = f"{row.input_tokens:,} input and {row.output_tokens:,} output tokens"
+                raise UsageError(f"{sizes} are more than {limit} {longest:,}")
+            case.engine(_START)
+        except UsageError as error:
+            raise UsageError(f"row {row.id}: {error}") from error
+        return case
 
-    def compare(self, constants: StepConstants) -> list[Comparison]:
+    def engine(self, constants: StepConstants) -> EngineModel:
         settings = EngineSettings(
             dtype=self.row.dtype,
             quantization=self.row.quantization,
+            max_model_len=self.row.max_model_len or self.row.tokens,
+            gpu_memory_utilization=self.row.gpu_memory_utilization or EngineSettings.gpu_memory_utilization,
             tensor_parallel=self.row.tensor_parallel,
             max_num_batched_tokens=self.row.max_num_batched_tokens,
         )
-        engine = build_engine(self.facts, self.gpu, settings, constants, self.link, prefix_caching=False)
+        return build_engine(self.facts, self.gpu, settings, constants, self.link, prefix_caching=False)
+
+    def compare(self, constants: StepConstants) -> list[Comparison]:
         found = closed_loop(
-            engine,
+            self.engine(constants),
             concurrency=self.row.concurrency,
             requests=self.row.requests,
             input_tokens=self.row.input_tokens,
             output_tokens=self.row.output_tokens,
         )
-        simulated: dict[Metric, float] = {
+        simulated: dict[Metric, float | None] = {
             "ttft_p50_ms": found.ttft_p50_s * 1e3,
-            "tpot_p50_ms": (found.tpot_p50_s or 0.0) * 1e3,
+            "tpot_p50_ms": None if found.tpot_p50_s is None else found.tpot_p50_s * 1e3,
             "output_tokens_per_s": found.output_tokens_per_s,
         }
         measured = self.row.measured()
-        return [Comparison(self.row, metric, measured[metric], simulated[metric]) for metric in measured]
+        return [
+            Comparison(self.row, metric, measured[metric], value)
+            for metric, value in simulated.items()
+            if metric in measured and value is not None
+        ]
 
 
 def _levenberg_marquardt(cases: Sequence[_Case], start: StepConstants) -> StepConstants:

@@ -1,19 +1,24 @@
 """The command line of the simulator process, resolved to the engine it runs."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from raylane.cluster.catalog import Accelerator, load_catalog, need_accelerator
-from raylane.cluster.errors import UsageError
 from raylane.deployments.fit import EngineSettings
-from raylane.deployments.model_facts import model_facts
 from raylane.deployments.roofline import Link, assumed_link
-from raylane.deployments.simulator.build import build_engine, read_model_config
+from raylane.deployments.simulator.build import build_engine, read_model_facts
 from raylane.deployments.simulator.constants import ConstantsEntry, constants_for
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.step_model import StepConstants
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class FailMode(StrEnum):
@@ -52,6 +57,19 @@ class Options:
         return f"{self.model_name} ({self.model}) on {gpus}, {kv}, constants {self.trust}, speed-up {self.speedup:g}"
 
 
+def _as(kind: Any) -> Callable[[str], Any]:
+    """Reads an argument as a config file's field of this type is read."""
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[kind, Field(allow_inf_nan=False)])
+
+    def read(text: str) -> Any:
+        try:
+            return adapter.validate_python(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(f"{error.errors()[0]['msg']} (got {text!r})") from error
+
+    return read
+
+
 def parser() -> argparse.ArgumentParser:
     """Every flag of the simulator process. Settings of the engine have vLLM's names."""
     build = argparse.ArgumentParser(prog="raylane.deployments.simulator.server", allow_abbrev=False)
@@ -59,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model-name", required=True, help="name that clients use")
     add("--model", default="builtin:llama-3-8b-shape", help="builtin:..., a folder with config.json, or that file")
     add("--host", default="127.0.0.1")
-    add("--port", type=int, default=8000)
+    add("--port", type=_as(Port), default=8000)
     add("--gpu", default="L40S", help="name in the accelerator catalogue")
     add("--accelerators", type=Path, help="file with further catalogue entries")
     _add_engine(build.add_argument_group("engine"))
@@ -73,48 +91,51 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     add("--dtype", default="auto")
     add("--quantization")
     add("--kv-cache-dtype", default="auto")
-    add("--max-model-len", type=int)
-    add("--gpu-memory-utilization", type=float, default=0.9)
-    add("--max-num-seqs", type=int)
-    add("--max-num-batched-tokens", type=int)
-    add("--tensor-parallel-size", type=int, default=1)
-    add("--pipeline-parallel-size", type=int, default=1)
+    add("--max-model-len", type=_as(PositiveInt))
+    add("--gpu-memory-utilization", type=_as(Share), default=0.9)
+    add("--max-num-seqs", type=_as(PositiveInt))
+    add("--max-num-batched-tokens", type=_as(PositiveInt))
+    add("--tensor-parallel-size", type=_as(PositiveInt), default=1)
+    add("--pipeline-parallel-size", type=_as(PositiveInt), default=1)
     add("--no-enable-prefix-caching", action="store_true")
 
 
 def _add_step_model(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--constants", type=Path, help="file of constants (raylane calibrate writes them)")
-    add("--bandwidth-share", type=float, help="share of the memory bandwidth reached")
-    add("--compute-share", type=float, help="share of the peak arithmetic reached")
-    add("--step-overhead-ms", type=float)
-    add("--first-token-extra-ms", type=float)
-    add("--link-gb-per-s", type=float, help="between the GPUs of the replica; assumed from the card by default")
-    add("--link-latency-us", type=float)
-    add("--batching-window-ms", type=float, default=0.0, help="hold arrivals back to the next multiple of this")
-    add("--slowdown", type=float, default=1.0, help="2 makes every step take twice as long")
+    add("--bandwidth-share", type=_as(Share), help="share of the memory bandwidth reached")
+    add("--compute-share", type=_as(Share), help="share of the peak arithmetic reached")
+    add("--step-overhead-ms", type=_as(NonNegativeFloat))
+    add("--first-token-extra-ms", type=_as(NonNegativeFloat))
+    between = "between the GPUs of the replica; assumed from the card by default"
+    add("--link-gb-per-s", type=_as(PositiveFloat), help=between)
+    add("--link-latency-us", type=_as(NonNegativeFloat))
+    window = "hold arrivals back to the next multiple of this"
+    add("--batching-window-ms", type=_as(NonNegativeFloat), default=0.0, help=window)
+    add("--slowdown", type=_as(PositiveFloat), default=1.0, help="2 makes every step take twice as long")
 
 
 def _add_behaviour(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--speedup", type=float, default=1.0, help="run this many times faster than real time")
-    add("--cold-start-s", type=float, default=0.0, help="real seconds before the port opens")
-    add("--fail-after-s", type=float, help="real seconds after the port opened")
+    add("--speedup", type=_as(PositiveFloat), default=1.0, help="run this many times faster than real time")
+    add("--cold-start-s", type=_as(NonNegativeFloat), default=0.0, help="real seconds before the port opens")
+    add("--fail-after-s", type=_as(NonNegativeFloat), help="real seconds after the port opened")
     add("--fail-mode", type=FailMode, choices=list(FailMode), default=FailMode.EXIT)
-    add("--default-output-tokens", type=int, default=256, help="length of a chat answer without max_tokens")
+    length = "length of a chat answer without max_tokens"
+    add("--default-output-tokens", type=_as(PositiveInt), default=256, help=length)
 
 
 def read_options(arguments: list[str] | None = None) -> Options:
-    """Resolve a command line. UsageError when the model does not fit, with the nearest settings that do."""
+    """Resolve a command line. UsageError when the model does not fit, with the nearest settings that do.
+
+    Ends the process with status 2, as argparse does, for an argument that is wrong by itself.
+    """
     given = parser().parse_args(arguments)
-    for name in ("speedup", "slowdown"):
-        if getattr(given, name) <= 0:
-            raise UsageError(f"--{name}: {getattr(given, name)} is not larger than 0")
     gpu = need_accelerator(given.gpu, load_catalog(given.accelerators))
     entry = constants_for(gpu, given.constants)
     settings = _settings(given)
     engine = build_engine(
-        model_facts(read_model_config(given.model), given.model),
+        read_model_facts(given.model),
         gpu,
         settings,
         _constants(given, entry),
@@ -158,8 +179,8 @@ def _constants(given: argparse.Namespace, entry: ConstantsEntry) -> StepConstant
     """The file's constants, with those given on the command line in their place."""
     base = entry.constants()
     return StepConstants(
-        bandwidth_share=given.bandwidth_share or base.bandwidth_share,
-        compute_share=given.compute_share or base.compute_share,
+        bandwidth_share=base.bandwidth_share if given.bandwidth_share is None else given.bandwidth_share,
+        compute_share=base.compute_share if given.compute_share is None else given.compute_share,
         step_overhead_s=_seconds(given.step_overhead_ms, base.step_overhead_s),
         first_token_extra_s=_seconds(given.first_token_extra_ms, base.first_token_extra_s),
     )

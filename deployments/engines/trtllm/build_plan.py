@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raylane.cluster.errors import UsageError
+from raylane.deployments.config import MODEL_NAME
 from raylane.deployments.engines.trtllm.layout import ENGINE, Quantization, is_built
 from raylane.deployments.engines.trtllm.names import architectures, quantizable, served_by, version
 
@@ -15,6 +16,7 @@ QFORMATS: Mapping[Quantization, str] = {"fp8": "fp8", "int8": "int8_sq", "int4_a
 AWQ_BLOCK_SIZE = 128
 SEED = 1234
 DEFAULT_MAX_SEQ_LEN = 8192
+DEFAULT_CALIBRATION_TOKENS = 2048
 RUNNER = Path(__file__).with_name("run_quantization.py")
 # The quantizer takes a folder with one of these words anywhere in its path for that public data set.
 PUBLIC_DATASETS = ("cnn_dailymail", "scienceqa", "science_qa")
@@ -33,7 +35,7 @@ class BuildRequest:
     max_batch_size: int = 256
     max_num_tokens: int = 8192
     max_seq_len: int = DEFAULT_MAX_SEQ_LEN
-    calibration_tokens: int = 2048
+    calibration_tokens: int = DEFAULT_CALIBRATION_TOKENS
     """Longest part of a prompt that is calibrated on."""
     trust_remote_code: bool = False
 
@@ -54,16 +56,43 @@ def check_request(request: BuildRequest) -> dict[str, Any]:
             f"--out {request.out}: {taken[0]!r} in the path makes TensorRT-LLM calibrate on that data set instead of "
             "your prompts; choose another path"
         )
+    if not MODEL_NAME.match(request.out.name):
+        raise UsageError(
+            f"--out {request.out}: the folder's name becomes the model's: letters, digits, '.', '_' or '-', at most 63"
+        )
     if request.kv_cache_fp8 and request.quantization == "int8":
         raise UsageError("--kv-cache-fp8 goes with --quantization fp8 or int4_awq, not with int8")
     if request.max_seq_len < 2:
         raise UsageError(f"--max-seq-len {request.max_seq_len}: a prompt and an output need at least 2 tokens")
+    if request.max_batch_size > request.max_num_tokens:
+        raise UsageError(
+            f"--max-batch-size {request.max_batch_size} is more than --max-num-tokens {request.max_num_tokens}: "
+            "a step has no token for each request"
+        )
     config = read_config(request.source)
     check_architecture(config, request)
+    check_split(config, request)
     positions = plain_positions(config)
-    if positions is not None and request.max_seq_len > positions:
-        raise UsageError(f"--max-seq-len {request.max_seq_len}: the model has {positions} positions")
+    lengths = {"--max-seq-len": request.max_seq_len, "--calibration-tokens": request.calibration_tokens}
+    for option, length in lengths.items():
+        if positions is not None and length > positions:
+            raise UsageError(f"{option} {length}: the model has {positions} positions")
     return config
+
+
+def check_split(config: Mapping[str, Any], request: BuildRequest) -> None:
+    """UsageError where the model cannot be divided over so many GPUs; what config.json does not say is not checked."""
+    tp, pp = request.tensor_parallel, request.pipeline_parallel
+    counts = (config.get(f"num_{what}") for what in ("attention_heads", "key_value_heads", "hidden_layers"))
+    heads, kv_heads, layers = (count if isinstance(count, int) else None for count in counts)
+    if heads and heads % tp:
+        raise UsageError(f"--tensor-parallel {tp}: the model's {heads} attention heads cannot be split over {tp} GPUs")
+    if kv_heads and kv_heads % tp and tp % kv_heads:
+        raise UsageError(
+            f"--tensor-parallel {tp}: the model's {kv_heads} KV heads can be neither split nor repeated over {tp} GPUs"
+        )
+    if layers and pp > layers:
+        raise UsageError(f"--pipeline-parallel {pp}: the model has {layers} layers")
 
 
 def plain_positions(config: Mapping[str, Any]) -> int | None:
@@ -101,9 +130,9 @@ def check_architecture(config: Mapping[str, Any], request: BuildRequest) -> None
         also = "; backend pytorch serves it without a build" if served_by(name, "pytorch") else ""
         known = ", ".join(item for item in architectures("tensorrt") if quantizable(item))
         raise UsageError(f"{where}: TensorRT-LLM {version()} builds no engine of {name}{also} (it builds {known})")
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise UsageError(f"{where}: quantized already; backend pytorch serves quantized checkpoints without a build")
-    if "auto_map" in config and not request.trust_remote_code:
+    if config.get("auto_map") is not None and not request.trust_remote_code:
         raise UsageError(f"{where}: auto_map: the quantizer would run the model's own code; allow --trust-remote-code")
 
 

@@ -49,6 +49,59 @@ def test_mistakes_are_named(name: str, knobs: dict[str, Any], message: str) -> N
         build_rule(name, **knobs)
 
 
+BAD_KNOBS: list[tuple[str, str, object, str]] = [
+    ("ray-default", "target_ongoing", 0, "greater than 0"),
+    ("ray-tuned", "target_share", "abc", "a valid number"),
+    ("apa", "kv_target", 0, "greater than 0"),
+    ("apa", "max_down_rate", 0.5, "greater than or equal to 1"),
+    ("planner", "target_load", 0, "greater than 0"),
+    ("planner", "forecast", "foo", "'constant' or 'linear'"),
+    ("planner", "plan_every_s", 0.0, "greater than 0"),
+    ("slo", "target_load", 0, "greater than 0"),
+    ("slo", "burst_margin", float("nan"), "a finite number"),
+    ("slo", "burst_margin", float("inf"), "a finite number"),
+    ("slo", "burst_margin", None, "a valid number"),
+    ("slo", "hold_s", True, "a valid number"),
+    ("slo", "forecast", 1, "a valid boolean"),
+    ("kpa", "max_down_rate", 0, "greater than or equal to 1"),
+    ("fixed", "replicas", 2.5, "a valid dictionary or a valid integer"),
+    ("fixed", "replicas", -1, "a valid dictionary or greater than or equal to 0"),
+    ("fixed", "replicas", {"m": 1.5}, "a valid integer"),
+    ("utilization", "step", 1.5, "a valid integer"),
+    ("utilization", "step", -3, "greater than 0"),
+    ("utilization", "cooldown_on", "never", "'both' or 'shrink'"),
+    ("queue", "every_s", -5, "greater than or equal to 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "knob", "value", "wanted"), BAD_KNOBS)
+def test_values_that_a_knob_cannot_have_are_refused(name: str, knob: str, value: object, wanted: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        build_rule(name, **{knob: value})
+    assert f"rule {name!r}: knob {knob} should be {wanted}" in str(refused.value)
+    assert str(refused.value).endswith(f"(got {value!r})")
+
+
+@pytest.mark.parametrize(
+    ("name", "knob", "value"),
+    [
+        ("fixed", "replicas", {"m8": 3, "m70": 0}),
+        ("slo", "hold_s", 60),
+        ("ray-tuned", "target_share", None),
+        ("ray-default", "downscale_to_zero_delay_s", None),
+        ("kpa", "stable_s", 0.0),
+    ],
+)
+def test_values_that_a_knob_can_have_reach_the_rule_as_they_are(name: str, knob: str, value: object) -> None:
+    assert getattr(build_rule(name, **{knob: value}), knob) is value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_default_of_a_rule_is_a_value_of_its_knob(name: str) -> None:
+    rule = build_rule(name)
+    assert build_rule(name, **{knob.name: getattr(rule, knob.name) for knob in fields(RULES[name].rule)}) == rule
+
+
 def test_an_ablation_differs_from_the_whole_rule() -> None:
     whole = build_rule("slo")
     parts = [build_rule(name) for name in NAMES if name.startswith("slo-")]

@@ -131,6 +131,20 @@ def test_clipped_cuts_lengths_and_drops_nothing() -> None:
     short = clipped(made([1.0, 2.0, 3.0]), 101, 11)
     assert short.input_tokens.tolist() == [100, 101, 101]
     assert short.output_tokens.tolist() == [10, 11, 11]
+    assert short.source.endswith("; longer ones cut to 101 in, 11 out (tokens)")
+
+
+def test_clipped_without_a_limit_that_matters_is_the_trace_as_it_was() -> None:
+    trace = made([1.0, 2.0, 3.0])
+    same = clipped(trace, None, None, 114)
+    assert (same.input_tokens.tolist(), same.output_tokens.tolist()) == ([100, 101, 102], [10, 11, 12])
+    assert same.source == trace.source
+
+
+def test_prompt_and_reply_share_what_the_model_can_hold() -> None:
+    short = clipped(made([1.0, 2.0, 3.0]), None, None, 102)
+    assert short.input_tokens.tolist() == [100, 101, 101]
+    assert short.output_tokens.tolist() == [2, 1, 1]
 
 
 def test_rates_count_each_window_by_its_own_length() -> None:
@@ -195,7 +209,8 @@ def test_what_is_no_trace_is_refused(build: Callable[[], Trace], says: str) -> N
         pytest.param(lambda t: compressed(t, -1.0), "got -1.0", id="time backwards"),
         pytest.param(lambda t: between(t, 5.0, 5.0), "got 5.0 s to 5.0 s", id="an empty part"),
         pytest.param(lambda t: between(t, 2000.0, 3000.0), "lasts 1000 s", id="a part after the end"),
-        pytest.param(lambda t: clipped(t, 0, 10), "got 0 in and 10 out", id="clip to nothing"),
+        pytest.param(lambda t: clipped(t, 0, 10), "got 0 in, 10 out", id="clip to nothing"),
+        pytest.param(lambda t: clipped(t, None, None, 1), "got 1 in all", id="no room for a reply"),
         pytest.param(lambda t: rates_rps(t, 0.0), "window must be above 0", id="windows of 0 s"),
     ],
 )

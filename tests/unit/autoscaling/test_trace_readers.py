@@ -104,6 +104,23 @@ def test_a_layout_can_be_named_where_the_header_fits_two(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    ("times", "at_s", "moved"),
+    [
+        pytest.param((1_700_000_000.0, 1_700_000_001.5), [0.0, 1.5], True, id="Unix time"),
+        pytest.param((90_000.0,), [0.0], True, id="a single request a day after zero"),
+        pytest.param((7200.0, 7201.0), [7200.0, 7201.0], False, id="two quiet hours"),
+        pytest.param((1e6, 2e6), [1e6, 2e6], False, id="a quiet week before a fortnight"),
+    ],
+)
+def test_a_zero_far_before_the_first_request_is_another_clock(
+    tmp_path: Path, times: tuple[float, ...], at_s: list[float], moved: bool
+) -> None:
+    trace = load_trace(written(tmp_path / "t.csv", HEAD + "".join(f"{t},5,5\n" for t in times)))
+    assert trace.at_s.tolist() == at_s
+    assert ("clock set to 0 at the first request" in trace.source) is moved
+
+
+@pytest.mark.parametrize(
     "text",
     [
         pytest.param("t_s,input_tokens,output_tokens\r\n1,5,6\r\n2,7,8\r\n", id="lines ended as on Windows"),

@@ -29,6 +29,8 @@ def usage_event(prompt: int, completion: int) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+BELOW = "/models/x"
+"""The endpoint answers below this path too."""
 
 
 @dataclass
@@ -77,8 +79,9 @@ class StubEndpoint:
 async def serving(stub: StubEndpoint) -> AsyncIterator[str]:
     """The stub's base URL, on a free port that the server itself chose."""
     app = web.Application()
-    app.router.add_post("/v1/completions", stub.answer)
-    app.router.add_post("/v1/chat/completions", stub.answer)
+    for root in ("", BELOW):
+        app.router.add_post(f"{root}/v1/completions", stub.answer)
+        app.router.add_post(f"{root}/v1/chat/completions", stub.answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -72,6 +72,37 @@ def test_bench_then_report(tmp_path: Path) -> None:
     assert "TPOT ms" in tables
 
 
+OWN_PRICES = """
+prices:
+  ours: {gpu: L40S, provider: "us [/red]", usd_per_gpu_hour: 0.7, source: invoice, as_of: "2026-10"}
+"""
+
+
+def test_names_with_brackets_and_prices_of_ones_own(tmp_path: Path) -> None:
+    plan, prices = tmp_path / "plan.yaml", tmp_path / "mine.yaml"
+    plan.write_text(
+        PLAN.replace("cpu-demo", "ours")
+        .replace("name: one", 'name: "c [/b] [fp8]"')
+        .replace("{model", '{name: "s [/x]", model')
+    )
+    prices.write_text(OWN_PRICES)
+    with endpoint_in_a_thread() as url:
+        arguments = ["bench", str(plan), "--url", url, "--out", str(tmp_path / "[runs]"), "--prices", str(prices)]
+        folder = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout.strip()
+    done = CliRunner().invoke(app, ["report", folder, "--prices", str(prices)], catch_exceptions=False)
+    for words in ("c [/b] [fp8]", "s [/x]", "us [/red]"):
+        assert words in done.stdout
+    assert "[runs]" in done.stderr.replace("\n", "")
+
+
+def test_out_that_is_a_file_is_told_before_the_load(tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.yaml", tmp_path / "afile"
+    plan.write_text(PLAN)
+    out.touch()
+    with endpoint_in_a_thread() as url, pytest.raises(UsageError, match=r"--out .*afile: .*File exists"):
+        CliRunner().invoke(app, ["bench", str(plan), "--url", url, "--out", str(out)], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub_endpoint import StubEndpoint, serving
+from stub_endpoint import BELOW, StubEndpoint, serving
 
 from raylane.benchmarks import load_run
 from raylane.benchmarks.driver import Progress, run_plan
@@ -89,10 +89,13 @@ async def test_counted_case_ends_after_its_requests(tmp_path: Path) -> None:
 
 
 async def test_streams_that_break_count_as_misses(tmp_path: Path) -> None:
+    seen: list[Progress] = []
     async with serving(StubEndpoint()) as url:
-        run = load_run(await run_plan(plan_for(url, stream("cut", CLOSED)), tmp_path))
+        plan = plan_for(url, stream("cut", CLOSED))
+        run = load_run(await run_plan(plan, tmp_path, on_progress=seen.append))
     result = run.summary.cases[0].streams[0]
-    assert result.attempted > 0
+    assert 0 < result.attempted <= 4 * 0.6 / 0.1 + 4  # a closed loop waits after a failure
+    assert 0 < seen[-1].failed == seen[-1].finished
     assert result.completed == 0
     assert result.attainment is not None
     assert result.attainment.share == 0.0
@@ -109,6 +112,19 @@ async def test_requests_that_outlive_the_drain_are_cut_and_kept(tmp_path: Path) 
     assert (result.attempted, result.completed) == (8, 4)
     assert list(result.errors.values()) == [4]
     assert "stopped waiting" in next(iter(result.errors))
+
+
+async def test_endpoint_below_a_path(tmp_path: Path) -> None:
+    async with serving(StubEndpoint(first_s=0.01)) as url:
+        chat = stream("b", {"shape": "constant", "rate_rps": 50}, endpoint="chat")
+        run = load_run(await run_plan(plan_for(f"{url}{BELOW}/v1/", stream("a", CLOSED), chat), tmp_path))
+    for result in run.summary.cases[0].streams:
+        assert result.completed == result.attempted > 0
+
+
+async def test_address_that_cannot_be_asked(tmp_path: Path) -> None:
+    with pytest.raises(FailedError, match=r"http://a\.\.b: model a: UnicodeError"):
+        await run_plan(plan_for("http://a..b", stream("a", CLOSED)), tmp_path)
 
 
 async def test_wrong_model_is_told_before_the_run(tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def test_every_shipped_plan_loads_and_survives_the_round_trip(path: Path, tmp_pa
     [
         pytest.param(plan_data(api_key="secret"), "api_key: unknown key", id="a key never enters a plan"),
         pytest.param(plan_data(base_url="127.0.0.1:8000"), "base_url", id="address without scheme"),
+        pytest.param(plan_data(base_url="http://"), "must name a host", id="address without host"),
+        pytest.param(plan_data(base_url="http://[bad"), "base_url", id="address that is none"),
+        pytest.param(plan_data(base_url="http://h:99999"), "base_url: Port out of range", id="port out of range"),
+        pytest.param(plan_data(base_url="http://h:0"), "port from 1", id="port 0"),
+        pytest.param(plan_data(base_url="http://h/?key=x"), "end before ?", id="address with a query"),
+        pytest.param(plan_data(base_url="http://h/v1/chat/completions"), "root", id="address of a call"),
+        pytest.param(case(duration_s=float("inf")), "cases.0.duration_s", id="endless window"),
+        pytest.param(plan_data(drain_timeout_s=float("inf")), "drain_timeout_s", id="endless drain"),
         pytest.param(plan_data(name="a/b"), "name", id="name must fit a folder"),
         pytest.param(case(), "duration_s or requests", id="no end"),
         pytest.param(case(duration_s=1, requests=9), "duration_s or requests", id="two ends"),
@@ -62,9 +70,10 @@ def test_wrong_plans_say_what_is_wrong(data: dict[str, Any], message: str) -> No
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
-def test_base_url_with_or_without_v1(url: str) -> None:
-    assert BenchmarkPlan.from_data(plan_data(base_url=url), "x").base_url == "http://h:1"
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+@pytest.mark.parametrize("root", ["http://h:1", "https://[::1]:1", "http://v1", "http://h/models/x"])
+def test_base_url_with_or_without_v1(root: str, end: str) -> None:
+    assert BenchmarkPlan.from_data(plan_data(base_url=root + end), "x").base_url == root
 
 
 @pytest.mark.parametrize(

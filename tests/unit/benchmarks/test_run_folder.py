@@ -110,6 +110,8 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_run_that_only_began_is_readable(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path, complete=False))
     assert (run.complete, len(run.requests), len(run.tokens)) == (False, 0, 0)
+    measured = run.requests[run.requests["in_window"]]
+    assert measured.groupby(["case", "stream"])[["ttft_ms", "tpot_ms"]].describe().empty
 
 
 def test_two_runs_in_one_second_and_order_by_name(tmp_path: Path) -> None:
@@ -126,6 +128,10 @@ def test_two_runs_in_one_second_and_order_by_name(tmp_path: Path) -> None:
             lambda path: (path / "results.json").write_text('{"run_id": 1}'), "results.json: run_id", id="other format"
         ),
         pytest.param(lambda path: (path / "environment.json").unlink(), "environment.json", id="no environment"),
+        pytest.param(
+            lambda path: (path / "requests.parquet").write_bytes(b"PAR1?"), "requests.parquet", id="broken requests"
+        ),
+        pytest.param(lambda path: (path / "gpu.parquet").touch(), "gpu.parquet", id="broken GPU samples"),
     ],
 )
 def test_folder_that_is_none_says_so(tmp_path: Path, breakage: object, message: str) -> None:

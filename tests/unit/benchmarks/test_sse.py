@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stub_endpoint import DONE, chat_event, content_event, usage_event
 
-from raylane.benchmarks.sse import RawBody, StreamFacts, read_stream
+from raylane.benchmarks.sse import RawBody, StreamFacts, has_failed, read_stream
 
 
 def body_of(*chunks: bytes) -> RawBody:
@@ -57,12 +57,47 @@ def test_times_of_content(chunks: tuple[bytes, ...], times: list[float]) -> None
         pytest.param((A, B[: len(B) // 2]), "not JSON", id="breaks off inside an event"),
         pytest.param((), "without a finish reason without content", id="empty reply"),
         pytest.param((b"<html>busy</html>",), "<html>busy</html>", id="not an event stream"),
+        pytest.param((LAST.removeprefix(b"data: "),), "without a finish reason", id="a reply in one piece"),
+        pytest.param((A, DONE), "without a finish reason after 1 content chunks", id="over without a finish reason"),
+        pytest.param((A, LAST, b'data: {"error": "late"}\n\n'), '"late"', id="an error after the finish reason"),
+        pytest.param((b'data: {"choices":[null]}\n\n', DONE), "[null]", id="a choice that is nothing"),
+        pytest.param((b'data: {"choices":["x"]}\n\n', DONE), '["x"]', id="a choice that is text"),
+        pytest.param((b'data: {"choices":{"a":1}}\n\n', DONE), '{"a":1}', id="choices that are no list"),
+        pytest.param((b"data: 7\n\n", DONE), "error in the stream: 7", id="an event that is a number"),
+        pytest.param((b"data: " + b"[" * 100_000, DONE), "not JSON", id="an event without an end to its nesting"),
     ],
 )
 def test_failures(chunks: tuple[bytes, ...], error: str) -> None:
     facts = read(*chunks)
     assert facts.error is not None
     assert error in facts.error
+    assert has_failed(body_of(*chunks))
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        pytest.param((A, LAST, usage_event(7, 3), DONE), id="as it should be"),
+        pytest.param((b": ping\n\n", A, LAST), id="a comment first"),
+        pytest.param((LAST, usage_event(7, 3) + b" " * 5000), id="a finish reason far from the end"),
+        pytest.param((A, LAST.replace(b"{", b'{"error": null, ', 1)), id="an error that is none"),
+        pytest.param((A, LAST.replace(b": ", b":").replace(b"data:", b"data: ")), id="without spaces"),
+    ],
+)
+def test_whole_streams_have_not_failed(chunks: tuple[bytes, ...]) -> None:
+    assert read(*chunks).error is None
+    assert not has_failed(body_of(*chunks))
+
+
+@pytest.mark.parametrize("usage", ['"none"', "[1]", '{"completion_tokens": "3"}', '{"completion_tokens": 2.5}'])
+def test_usage_that_is_no_count_is_no_usage(usage: str) -> None:
+    assert read(A, LAST, b'data: {"choices": [], "usage": %s}\n\n' % usage.encode(), DONE).output_tokens is None
+
+
+@pytest.mark.parametrize("delta", ["null", '"x"', "[]"])
+def test_a_delta_that_is_none_is_no_content(delta: str) -> None:
+    odd = b'data: {"choices": [{"delta": %s}]}\n\n' % delta.encode()
+    assert list(read(odd, LAST).content_times_s) == [2.0]
 
 
 def test_usage_on_every_event_keeps_the_last() -> None:

@@ -88,13 +88,24 @@ def test_for_people_there_are_memory_ceilings_and_a_drawing() -> None:
             ("models.large.replicas: only 2 of the minimum of 3 fit",),
             id="more replicas than GPUs",
         ),
-        pytest.param({}, "one-gpu", ("large: tensor_parallel 2 fits on none of 1 hosts",), id="a pair on one GPU"),
-        pytest.param({}, "none", ("fits on none of", "largest has 0 GPUs"), id="no GPU at all"),
+        pytest.param(
+            {"pipeline_parallel": 3},
+            "one-gpu",
+            ("models.large: tensor_parallel 2 x pipeline_parallel 3: no host has 6 GPUs", "at most 1 on one"),
+            id="six on one GPU",
+        ),
+        pytest.param({}, "none", ("models.large: tensor_parallel 2: no host", "at most 0 on one"), id="no GPU at all"),
         pytest.param(
             {"engine": {"kind": "simulator", "gpu": "L40S", "quantization": "awq"}},
             "h200-x4-nvlink",
             ("models.large.engine.gpu", "'L40S'", "H200"),
             id="a simulated card that no host has",
+        ),
+        pytest.param(
+            {"engine": {"kind": "simulator", "gpu": "Nope"}},
+            "one-gpu",
+            ("models.large.engine.gpu: gpu 'Nope' is not in the accelerator catalogue",),
+            id="a simulated card that nobody has",
         ),
     ],
 )
@@ -103,8 +114,22 @@ def test_what_does_not_fit_is_said_with_the_reason(
 ) -> None:
     with pytest.raises(UsageError) as caught:
         run(config(tmp_path, **change), *on(recording))
-    for part in parts:
+    for part in (f"{tmp_path / 'deployment.yaml'}: models.large", *parts):
         assert part in str(caught.value)
+
+
+def test_what_no_host_can_hold_is_sized_and_placed_as_far_as_it_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"source": "builtin:llama-3-8b-shape"}
+    file = tmp_path / "deployment.yaml"
+    file.write_text(yaml.safe_dump({"models": {"small": small, "wide": {**small, "tensor_parallel": 8}}}))
+    with pytest.raises(UsageError, match=f"^{file}: models.wide: tensor_parallel 8: no host has 8 GPUs[^\\n]*$"):
+        app(["plan", str(file), *on("one-gpu"), "--json"], standalone_mode=False)
+    data = json.loads(capsys.readouterr().out)
+    assert data["models"]["wide"]["on"]["L40S"]["gpus"] == 8
+    assert not data["placement"]["fits"]
+    assert [(item["model"], item["replicas"]) for item in data["placement"]["models"]] == [("small", 1), ("wide", 0)]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +213,78 @@ def recorded(folder: Path, gpu_name: str) -> tuple[str, str]:
     path = folder / "recording.json"
     path.write_text((RECORDINGS / "one-gpu.json").read_text().replace("NVIDIA L40S", gpu_name))
     return "--from", str(path)
+
+
+MIXED_CARDS = ("NVIDIA L40S", "NVIDIA L4", "NVIDIA L4", "NVIDIA L40S")
+
+
+def mixed_host(folder: Path, *names: str) -> tuple[str, str]:
+    """A recording of one host with GPUs of these names."""
+    gpus = [{"uuid": f"GPU-{index}", "index": index, "name": name} for index, name in enumerate(names)]
+    matrix = [" ".join("X" if i == j else "PIX" for j in range(len(names))) for i in range(len(names))]
+    host = {"name": "mixed", "gpus": gpus, "matrix": matrix}
+    path = folder / "recording.json"
+    path.write_text(json.dumps({"raylane_topology": 1, "note": "", "hosts": [host]}))
+    return "--from", str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "uuids"),
+    [
+        pytest.param({"engine": {"quantization": "awq"}}, {"GPU-0", "GPU-3"}, id="39.8 GB do not fit on an L4"),
+        pytest.param(
+            {"source": "builtin:llama-3-8b-shape", "engine": {"kind": "simulator", "gpu": "L4", "max_model_len": 2048}},
+            {"GPU-1", "GPU-2"},
+            id="a simulated L4",
+        ),
+        pytest.param(
+            {"source": "org/model", "engine": {"kind": "simulator", "gpu": "L4"}},
+            {"GPU-1", "GPU-2"},
+            id="a simulated L4 and a model of unknown size",
+        ),
+    ],
+)
+def test_on_two_kinds_of_card_in_one_host_replicas_take_those_that_will_do(
+    tmp_path: Path, change: dict[str, Any], uuids: set[str]
+) -> None:
+    block = {"tensor_parallel": 1, "replicas": {"min": 2, "max": 4}, **change}
+    block["engine"] = {"gpu_memory_utilization": 0.95, "max_model_len": 2048, **block["engine"]}
+    done = run(config(tmp_path, **block), *mixed_host(tmp_path, *MIXED_CARDS), "--json")
+    placed = json.loads(done.stdout)["placement"]
+    assert {uuid for replica in placed["placements"] for uuid in replica["uuids"]} == uuids
+    assert {replica["host"] for replica in placed["placements"]} == {"mixed"}
+    assert placed["models"][0]["possible_hosts"] == ["mixed"]
+    with pytest.raises(UsageError, match=r"models\.large\.replicas: only 2 of the minimum of 3"):
+        run(config(tmp_path, **{**block, "replicas": {"min": 3, "max": 4}}), *mixed_host(tmp_path, *MIXED_CARDS))
+
+
+@pytest.mark.parametrize("words", ["x[/y]z", "[/b]", "a[bold]b"])
+def test_what_looks_like_markup_is_printed_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    card = {"name": f"card {words}", "memory_mib": 46_068, "bandwidth_gb_per_s": 864, "bf16_tflops": 181}
+    catalogue = tmp_path / "catalogue.yaml"
+    catalogue.write_text(yaml.safe_dump({"accelerators": [{**card, "interconnect": f"bus {words}", "source": "x"}]}))
+    monkeypatch.setenv("RAYLANE_ACCELERATORS", str(catalogue))
+    odd, plain = tmp_path / words / "odd", tmp_path / words / "plain"
+    for folder in (odd, plain):
+        folder.mkdir(parents=True)
+    (plain / "config.json").write_text(json.dumps(builtin_config("builtin:llama-3-8b-shape")))
+    of_unknown_format = checkpoint(odd, {"quant_method": words})
+    recording = mixed_host(tmp_path, f"card {words}", f"card {words}", f"other {words}")
+    planned = run(config(tmp_path, {}, source=str(plain)), *recording).stdout
+    for part in (f"on 2x card {words}: ", f"other {words}: not in the acc", f"assumed: bus {words}, 20 GB/s"):
+        assert part in planned
+    unknown = run(config(tmp_path, {}, source=of_unknown_format), *recording).stdout
+    assert f"size unknown, only placed: quantization: {words!r} cannot be sized" in unknown
+    monkeypatch.chdir(tmp_path)
+    guide = " ".join(run("--suggest", f"{words}/plain", "--gpu", f"card {words}").stdout.split())
+    assert f"{words}/plain on card {words}, context" in guide
+    with pytest.raises(UsageError, match="does not fit on"):
+        run(
+            config(tmp_path, {"max_model_len": 8192}, source="builtin:llama-3-70b-shape"),
+            *mixed_host(tmp_path, f"card {words}"),
+        )
 
 
 TRTLLM = {"kind": "tensorrt-llm", "max_seq_len": 4096}
@@ -339,6 +436,24 @@ def test_the_link_is_that_of_the_best_working_pair_of_the_card_on_any_host() -> 
     assert found is not None
     assert (found.bytes_per_s, found.source) == (21e9, "measured on the best pair of fast")
     assert measured_link(fleet, need_accelerator("H100")) is None
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [
+        pytest.param(2, "assumed: 12 NVLink links by label, 262 GB/s", id="bridged pairs"),
+        pytest.param(4, "assumed: PCIe 4.0 x16", id="a four has no bridge across"),
+    ],
+)
+def test_bridges_that_the_recording_shows_are_counted_with(tmp_path: Path, gpus: int, said: str) -> None:
+    matrix = ["X NV12 SYS SYS", "NV12 X SYS SYS", "SYS SYS X NV12", "SYS SYS NV12 X"]
+    cards = [{"uuid": f"GPU-{i}", "index": i, "name": "NVIDIA A100 80GB PCIe"} for i in range(4)]
+    path = tmp_path / "recording.json"
+    hosts = [{"name": "bridged", "gpus": cards, "matrix": matrix}]
+    path.write_text(json.dumps({"raylane_topology": 1, "note": "", "hosts": hosts}))
+    done = run(config(tmp_path, tensor_parallel=gpus), "--from", str(path), "--json")
+    (caveat,) = json.loads(done.stdout)["models"]["large"]["on"]["A100-80GB-PCIe"]["caveats"]
+    assert said in caveat
 
 
 def test_the_guide_counts_the_recordings_gpus_and_its_measured_links() -> None:

@@ -152,7 +152,14 @@ def test_a_sweep_begins_with_the_setting_asked_for_and_runs_no_setting_twice(rul
         pytest.param(("--scenario", "storm"), ("scenario 'storm'", "calm, recorded"), id="an unknown scenario"),
         pytest.param(("--knob", "speed=2"), ("no policy has a knob 'speed'", "burst_margin"), id="an unknown knob"),
         pytest.param(("--knob", "speed"), ("--knob speed: give NAME=VALUE",), id="a knob without a value"),
-        pytest.param(("--knob", "burst_margin=much"), ("burst_margin is like", "not 'much'"), id="a wrong value"),
+        pytest.param(
+            ("--knob", "burst_margin=much"), ("burst_margin should be a valid number (got 'much')",), id="a wrong value"
+        ),
+        pytest.param(
+            ("--policy", "static", "--knob", "attainment=1.5"),
+            ("policy 'static': knob attainment should be less than or equal to 1 (got 1.5)",),
+            id="a bound asked for more than all",
+        ),
         pytest.param(("--scenario", "recorded"), ("no-such.csv.gz", TRACES_VARIABLE), id="a missing trace"),
         pytest.param(("--seeds", "0"), ("--seeds",), id="no seeds"),
         pytest.param(("--policy", "slo", "--policy", "slo"), ("slo is there twice",), id="a policy twice"),
@@ -168,6 +175,35 @@ def test_wrong_input_ends_with_2_and_names_what_there_is(
     assert run(monkeypatch, plan, *arguments) == 2
     printed = capsys.readouterr().err
     assert [word for word in words if word not in printed] == []
+
+
+@pytest.mark.parametrize("part", ["file", "file/below"])
+def test_an_out_that_cannot_be_a_folder_is_said_before_anything_runs(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    monkeypatch.setattr("raylane.cli.replay.run_all", lambda *_: pytest.fail("ran"))
+    assert run(monkeypatch, plan, "--scenario", "calm", "--out", tmp_path / part) == 2
+    assert f"error: --out {tmp_path / part}: cannot be written: " in capsys.readouterr().err
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+def test_names_with_brackets_and_slashes_are_printed_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenarios = {"day/night [/x]": {"about": "load [/red] of [7B]", "traffic": {"m": {"shape": SHAPE}}}}
+    policies = [{"rule": "fixed", "label": "one [fast]"}, {"rule": "static", "label": "[/y]"}]
+    path = tmp_path / "odd.yaml"
+    data = {**PLAN, "scenarios": scenarios, "policies": policies, "seeds": 1}
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    out = tmp_path / "out"
+    assert run(monkeypatch, path, "--workers", 1, "--out", out) == 0
+    printed = capsys.readouterr().out
+    for words in ("day/night [/x], 1 seed", "load [/red] of [7B]", "one [fast]", "[/y], seed 1: 1 x m"):
+        assert words in printed
+    assert "m, seed 1: " in printed
+    assert " requests, none cut; generated: constant" in printed
+    assert (out / "replicas-day%2Fnight [/x].svg".replace("[/x]", "[%2Fx]")).is_file()
 
 
 def test_an_unknown_plan_names_the_shipped_ones() -> None:

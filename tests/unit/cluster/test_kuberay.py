@@ -1,18 +1,22 @@
 """The KubeRay manifest: valid against the custom resource, and big enough for what it is to hold."""
 
 import json
+from collections import Counter
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from raylane.cli.export import export
 from raylane.cluster.errors import UsageError
-from raylane.cluster.kuberay import KubeCluster, PodSize, manifest
+from raylane.cluster.kuberay import KubeCluster, PodSize, ReplicaNeed, fit_together, manifest
 
 FACTS = json.loads((Path(__file__).parents[2] / "fixtures" / "kuberay" / "raycluster-facts.json").read_text())
 CLUSTER = KubeCluster(
@@ -24,8 +28,7 @@ CLUSTER = KubeCluster(
     head=PodSize(cpus=4, memory_gib=16, gpus=0, shm_gib=2),
     gateway_port=8000,
     config_text="models: {}\n",
-    gpus_of_largest_replica=2,
-    minimum_gpus=12,
+    needs=(ReplicaNeed("big", 2, 2.0, 6),),
 )
 CONFIG = """
 models:
@@ -35,6 +38,10 @@ models:
     replicas: {min: 2, max: 4}
 gateway: {host: 0.0.0.0, port: 8080}
 """
+
+
+def needing(*needs: ReplicaNeed) -> KubeCluster:
+    return replace(CLUSTER, needs=needs)
 
 
 def ray_cluster(docs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def ray_cluster(docs: list[dict[str, Any]]) -> dict[str, Any]:
         pytest.param(CLUSTER, id="GPU hosts"),
         pytest.param(replace(CLUSTER, redis_address="redis:6379"), id="with Redis"),
         pytest.param(
-            replace(CLUSTER, host=PodSize(4, 8, 0, 1), gpus_of_largest_replica=0, minimum_gpus=0), id="without GPUs"
+            replace(CLUSTER, host=PodSize(4, 8, 0, 1), needs=(ReplicaNeed("small", 0, 0.1, 2),)), id="without GPUs"
         ),
     ],
 )
@@ -93,15 +100,58 @@ def test_service_leads_to_the_gateways() -> None:
     ("cluster", "named"),
     [
         pytest.param(
-            replace(CLUSTER, gpus_of_largest_replica=8), "needs 8 GPUs on one host, a pod has 4", id="replica"
+            needing(ReplicaNeed("a", 8, 8, 0)), "a replica of a needs 8 GPUs on one host, a pod has 4", id="replica"
         ),
-        pytest.param(replace(CLUSTER, minimum_gpus=13), "need 13 GPUs, 3 pods of 4 have 12", id="minimum"),
+        pytest.param(needing(ReplicaNeed("a", 1, 1, 13)), "need 13 GPUs, 3 pods of 4 have 12", id="minimum"),
+        pytest.param(
+            needing(ReplicaNeed("a", 3, 3, 4)),
+            r"\(4 of a with 3 GPUs and 3 CPUs each\) do not fit .* 3 pods",
+            id="places",
+        ),
+        pytest.param(needing(ReplicaNeed("a", 1, 64, 0)), "a replica of a reserves 64 CPUs, a pod has 16", id="CPUs"),
+        pytest.param(needing(ReplicaNeed("a", 1, 9, 4)), "do not fit .* 3 pods of 4 GPUs and 16 CPUs", id="all CPUs"),
+        pytest.param(replace(CLUSTER, host=PodSize(16, 8, 4, 8)), "--shm-gib: 8 .*--memory-gib 8", id="memory"),
+        pytest.param(replace(CLUSTER, redis_address="nonsense"), "--redis: .*'nonsense'", id="no port of Redis"),
+        pytest.param(replace(CLUSTER, image=""), "--image: ", id="no image"),
         pytest.param(replace(CLUSTER, name="Ray Lane"), "'Ray Lane'", id="name"),
     ],
 )
 def test_what_does_not_fit_is_refused(cluster: KubeCluster, named: str) -> None:
     with pytest.raises(UsageError, match=named):
         manifest(cluster)
+
+
+def stand(needs: list[ReplicaNeed], hosts: int, host: PodSize) -> bool:
+    """Tries every replica on every pod."""
+    replicas = [need for need in needs for _ in range(need.replicas)]
+    for places in product(range(hosts), repeat=len(replicas)):
+        gpus, cpus = Counter[int](), Counter[int]()
+        for need, place in zip(replicas, places, strict=True):
+            gpus[place] += need.gpus
+            cpus[place] += int(need.cpus)
+        if all(gpus[i] <= host.gpus and cpus[i] <= host.cpus for i in range(hosts)):
+            return True
+    return False
+
+
+NEEDS = st.builds(ReplicaNeed, st.just("m"), st.integers(0, 4), st.integers(0, 5), st.integers(0, 2))
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.lists(NEEDS, min_size=1, max_size=3), st.integers(1, 3), st.integers(0, 6), st.integers(1, 8))
+def test_what_fits_is_never_refused_and_what_does_not_is(
+    needs: list[ReplicaNeed], hosts: int, gpus: int, cpus: int
+) -> None:
+    host = PodSize(cpus=cpus, memory_gib=128, gpus=gpus, shm_gib=16)
+    assert fit_together(needs, hosts, host) == stand(needs, hosts, host)
+
+
+@pytest.mark.timeout(20)
+def test_a_large_fleet_is_checked_quickly() -> None:
+    needs = [ReplicaNeed("m", gpus, cpus, 40) for gpus, cpus in ((8, 9), (4, 7.5), (2, 1), (1, 1.1), (0, 0.1))]
+    host = PodSize(cpus=64, memory_gib=128, gpus=8, shm_gib=16)
+    assert fit_together(needs, 80, host)
+    assert not fit_together([ReplicaNeed("m", 3, 1, 400), ReplicaNeed("n", 5, 1, 2)], 200, host)
 
 
 def test_command_prints_documents_of_the_config(tmp_path: Path) -> None:

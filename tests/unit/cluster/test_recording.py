@@ -125,6 +125,34 @@ PAIR = {"a": UUIDS[0], "b": UUIDS[1]}
             ["allreduce_32mb_s", "greater than 0"],
             id="a time of nought",
         ),
+        pytest.param(
+            edit(set_key("pairs", [{**PAIR, "measured": {"verdict": "ok", "allreduce_32mb_s": float("inf")}}])),
+            ["hosts.0.pairs.0.measured.allreduce_32mb_s", "finite number", "inf"],
+            id="a time without end",
+        ),
+        pytest.param(
+            edit(set_key("pairs", [{**PAIR, "measured": {"verdict": "ok", "allreduce_32mb_s": 1e305}}])),
+            ["allreduce_32mb_s", "1e+305"],
+            id="a time too long to count in",
+        ),
+        pytest.param(
+            edit(set_key("groups", [{"uuids": UUIDS[:3], "verdict": "ok", "allreduce_32mb_s": float("nan")}])),
+            ["hosts.0.groups.0.allreduce_32mb_s", "finite number"],
+            id="a time that is no number",
+        ),
+        pytest.param(
+            edit(set_key("pairs", [{**PAIR, "measured": {"verdict": "ok", "a_to_b_bytes_per_s": 1e-305}}])),
+            ["a_to_b_bytes_per_s", "1e-305"],
+            id="a rate below a byte",
+        ),
+        pytest.param(
+            edit(lambda host: host["gpus"][0].update(pcie_width_now=-1)),
+            ["hosts.0.gpus.0.pcie_width_now", "-1"],
+            id="fewer than no lanes",
+        ),
+        pytest.param(
+            edit(lambda host: host["gpus"][0].update(index=-4)), ["hosts.0.gpus.0.index", "-4"], id="a negative index"
+        ),
         pytest.param(edit(set_key("colour", "red")), ["hosts.0.colour", "unknown key"], id="an unknown key of a host"),
         pytest.param(
             edit(lambda host: host["gpus"][0].update(colour="red")), ["gpus.0.colour"], id="an unknown key of a GPU"
@@ -142,7 +170,9 @@ def test_a_recording_that_is_wrong_is_explained(tmp_path: Path, data: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "No such file"), ("{", "not valid JSON")], ids=["no file", "no JSON"]
+    ("content", "words"),
+    [(None, "No such file"), ("{", "not valid JSON"), ("[" * 100_000, "not valid JSON")],
+    ids=["no file", "no JSON", "too deep"],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: str | None, words: str) -> None:
     path = tmp_path / "file.json"

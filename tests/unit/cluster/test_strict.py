@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveFloat, ValidationError
 
 from raylane.cluster.errors import FailedError, RaylaneError, UsageError
 from raylane.cluster.strict import StrictModel
@@ -17,6 +17,8 @@ class Outer(StrictModel):
     name: str
     inner: Inner = Inner()
     rows: tuple[Inner, ...] = ()
+    tables: tuple[tuple[Inner, ...], ...] = Field(((Inner(),),), min_length=1)
+    rate_rps: PositiveFloat = 1.0
 
 
 def written(folder: Path, text: str) -> Path:
@@ -33,6 +35,8 @@ def written(folder: Path, text: str) -> Path:
         pytest.param("name: a\ninner: {size: 0}\n", "inner.size", "0", id="a value out of bounds"),
         pytest.param("name: a\ninner: {size: big}\n", "inner.size", "'big'", id="a value of another type"),
         pytest.param("name: a\nrows: [{size: 2}, {size: -1}]\n", "rows.1.size", "-1", id="an element of a list"),
+        pytest.param("name: a\nrate_rps: .inf\n", "rate_rps", "inf", id="an endless number"),
+        pytest.param("name: a\nrate_rps: .nan\n", "rate_rps", "nan", id="a number that is none"),
     ],
 )
 def test_a_wrong_file_is_explained_by_file_key_and_value(tmp_path: Path, text: str, key: str, value: str) -> None:
@@ -53,9 +57,26 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tables", "keys"),
+    [
+        pytest.param("[[{size: 0}]]", ["tables.0.0.size"], id="a list whose only entry is wrong is not called empty"),
+        pytest.param("[]", ["tables"], id="a list that is empty is"),
+    ],
+)
+def test_lists_that_may_not_be_empty(tmp_path: Path, tables: str, keys: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        Outer.from_yaml(written(tmp_path, f"name: a\ntables: {tables}\n"))
+    assert [line.split(": ")[1] for line in str(caught.value).splitlines()] == keys
+
+
+@pytest.mark.parametrize(
     ("text", "says"),
     [
         pytest.param("name: [unclosed", "not valid YAML", id="broken YAML"),
+        pytest.param("name: 2026-13-45", "'2026-13-45' is no timestamp", id="a date that does not exist"),
+        pytest.param("rows: [{size: 2026-02-30}]", "'2026-02-30' is no timestamp", id="such a date further in"),
+        pytest.param("name: !!bool maybe", "'maybe' is no bool", id="a value that is not what its tag says"),
+        pytest.param("[" * 5000, "too deeply nested", id="a file without an end to its nesting"),
         pytest.param("", "(top level)", id="an empty file"),
         pytest.param("- a\n- b\n", "(top level)", id="a list where keys are expected"),
     ],

@@ -11,16 +11,16 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from raylane.cli.plan_placement import placement, placement_data, placement_view
+from raylane.cli.plan_placement import placement_data, placement_view
 from raylane.cli.topology import host_view, known_hosts, probed_host, topology
 from raylane.cluster import nvml, probe
 from raylane.cluster.choose import Choice
 from raylane.cluster.errors import UsageError
-from raylane.cluster.hosts import Host, LinkMeasurement, Verdict
+from raylane.cluster.hosts import GroupMeasurement, Host, LinkMeasurement, Verdict
 from raylane.cluster.leases import holders, runtime_folder, take_lease
-from raylane.cluster.planner import Want
+from raylane.cluster.planner import Want, plan
 from raylane.cluster.probe import Prober
-from raylane.cluster.recording import load_recording
+from raylane.cluster.recording import load_recording, read_recording
 
 Build = Callable[..., Host]
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "topology"
@@ -50,6 +50,21 @@ def test_every_recording_is_shown_with_every_gpu(name: str) -> None:
     for host in load_recording(FIXTURES / f"{name}.json"):
         assert host.name in output
         assert all(gpu.uuid in output for gpu in host.gpus)
+
+
+def test_a_copy_of_a_recording_keeps_its_note(tmp_path: Path) -> None:
+    source, copy = FIXTURES / "one-gpu.json", tmp_path / "copy.json"
+    run("--from", str(source), "--record", str(copy))
+    assert read_recording(copy).note == read_recording(source).note
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(build: Build) -> None:
+    host = build(2, broken=frozenset({(0, 1)}), name="a[/b]")
+    broken = replace(host.links[0], measured=LinkMeasurement(Verdict.BROKEN, "[/hangs]"))
+    group = GroupMeasurement(("a[/b]-0", "a[/b]-1"), Verdict.BROKEN, "[/all]")
+    gpus = (replace(host.gpus[0], pci_bus_id="[/bus]"), host.gpus[1])
+    text = shown(host_view(replace(host, gpus=gpus, links=(broken,), groups=(group,), problems=("[/lost]",))))
+    assert all(word in text for word in ("a[/b]-0", "[/hangs]", "[/all]", "[/bus]", "[/lost]"))
 
 
 def test_domains_are_drawn_from_the_labels() -> None:
@@ -138,7 +153,7 @@ def test_measurements_problems_and_broken_pairs_are_shown(build: Build) -> None:
 )
 def test_the_mixed_plan_is_drawn(name: str, hosts_drawn: list[str]) -> None:
     hosts = load_recording(FIXTURES / f"{name}.json")
-    found = placement(hosts, [Want("llama-8b", 1, 4, 4), Want("llama-70b", 2, 4, 4)])
+    found = plan(hosts, [Want("llama-8b", 1, 4, 4), Want("llama-70b", 2, 4, 4)])
     text = shown(*placement_view(hosts, found))
     assert "fits; 12 GPUs used, 0 free; every group on its best link" in text
     domains_drawn = ["[B1=B1]", "[B2=B2]", "[B3=B3]", "[B4=B4]", "[A1 A2]", "[A3 A4]"]
@@ -149,7 +164,7 @@ def test_the_mixed_plan_is_drawn(name: str, hosts_drawn: list[str]) -> None:
 
 def test_stranded_and_free_gpus_are_told_apart(build: Build) -> None:
     hosts = [build(3, name="odd"), build(2, name="even")]
-    found = placement(hosts, [Want("m", 2, 1, 1)])
+    found = plan(hosts, [Want("m", 2, 1, 1)])
     text = shown(*placement_view(hosts, found))
     assert "2 GPUs used, 3 free" in text
     assert "odd   [A1=A1] [x]" in text
@@ -159,10 +174,10 @@ def test_stranded_and_free_gpus_are_told_apart(build: Build) -> None:
 
 def test_many_hosts_are_not_all_drawn(build: Build) -> None:
     hosts = [build(1, name=f"h{i}") for i in range(100)]
-    assert "and 76 more hosts" in shown(*placement_view(hosts, placement(hosts, [Want("m", 1, 1, 1)])))
+    assert "and 76 more hosts" in shown(*placement_view(hosts, plan(hosts, [Want("m", 1, 1, 1)])))
 
 
-def test_a_size_that_no_host_can_hold_is_wrong_use() -> None:
+def test_a_model_that_may_rest_and_fits_nowhere_is_not_said_to_fit() -> None:
     hosts = load_recording(FIXTURES / "l40s-x12-three-hosts.json")
-    with pytest.raises(UsageError, match=r"big: tensor_parallel 8 fits on none of 3 hosts \(the largest has 4 GPUs\)"):
-        placement(hosts, [Want("big", 8, 1, 1)])
+    text = shown(*placement_view(hosts, plan(hosts, [Want("big", 8, 0, 1)])))
+    assert "does not fit: no host can hold one of the models; 0 GPUs used, 12 free" in text

@@ -62,6 +62,7 @@ def test_own_file_adds_and_replaces(tmp_path: Path) -> None:
         pytest.param({"as_of": "May 2026"}, "YYYY", id="date in words"),
         pytest.param({"as_of": None, "verified": True}, "needs as_of", id="verified without date"),
         pytest.param({"usd_per_gpu_hour": -1}, "usd_per_gpu_hour", id="negative"),
+        pytest.param({"usd_per_gpu_hour": float("inf")}, "usd_per_gpu_hour", id="infinite"),
         pytest.param({"usd": 1}, "unknown key", id="misspelled key"),
     ],
 )

@@ -83,6 +83,22 @@ def test_there_are_configs_and_plans_to_load() -> None:
         pytest.param(model(tensor_paralel=2), "models.tiny.tensor_paralel", "2", id="an unknown key of a model"),
         pytest.param(model(engine={"max_len": 5}), "models.tiny.engine.max_len", "5", id="an unknown engine key"),
         pytest.param(model(engine={"kind": "tgi"}), "models.tiny.engine.kind", "'tgi'", id="an unknown engine"),
+        pytest.param(model(engine={"kind": ["a"]}), "models.tiny.engine.kind", "['a']", id="a list of engines"),
+        *(
+            pytest.param(
+                model(engine={"speculative": {"method": "ngram", "num_speculative_tokens": tokens}}),
+                "models.tiny.engine.speculative.num_speculative_tokens",
+                f"got {tokens!r}",
+                id=f"{tokens!r} guessed tokens",
+            )
+            for tokens in ("five", None, -5, 0, 2.5)
+        ),
+        pytest.param(
+            model(engine={"speculative": {"model": ["a"]}}),
+            "models.tiny.engine.speculative.model",
+            "['a']",
+            id="a list of draft models",
+        ),
         pytest.param(
             model(replicas={"min": 3, "max": 2}),
             "models.tiny.replicas",
@@ -161,6 +177,43 @@ def test_a_folder_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     assert load_config(written(tmp_path, model(source="~"))).models["tiny"].source == str(tmp_path)
+
+
+def speculating(**keys: Any) -> dict[str, Any]:
+    return model(engine={"speculative": {"num_speculative_tokens": 5, **keys}})
+
+
+def test_a_draft_folder_is_found_beside_the_file_and_vllm_gets_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft" / "config.json").write_text("{}")
+    path = written(tmp_path, speculating(model="./draft", disable_padded_drafter_batch=True))
+    monkeypatch.chdir("/")
+    engine = load_config(path).models["tiny"].engine
+    assert isinstance(engine, VllmConfig)
+    assert engine.speculative == {
+        "num_speculative_tokens": 5,
+        "model": str(tmp_path / "draft"),
+        "disable_padded_drafter_batch": True,
+    }
+
+
+@pytest.mark.parametrize("keys", [{"model": "org/draft"}, {"method": "mtp", "model": None}, {"method": "suffix"}])
+def test_a_draft_that_is_no_folder_stays_as_it_is(tmp_path: Path, keys: dict[str, Any]) -> None:
+    engine = load_config(written(tmp_path, speculating(**keys))).models["tiny"].engine
+    assert isinstance(engine, VllmConfig)
+    assert engine.speculative == {"num_speculative_tokens": 5, **keys}
+
+
+def test_a_missing_draft_folder_is_named_with_file_and_key(tmp_path: Path) -> None:
+    path = written(tmp_path, speculating(model="../draft"))
+    with pytest.raises(UsageError) as caught:
+        load_config(path)
+    found = tmp_path.parent / "draft"
+    assert str(caught.value) == (
+        f"{path}: models.tiny.engine.speculative.model: no config.json in {found} (got '../draft')"
+    )
 
 
 @pytest.mark.parametrize("make", [pytest.param(False, id="no folder"), pytest.param(True, id="a folder without model")])

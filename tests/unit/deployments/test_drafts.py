@@ -88,6 +88,20 @@ def test_which_methods_bring_a_model(speculative: dict[str, Any] | None, has_dra
     assert (with_draft(EngineSettings(), speculative, TARGET).draft is not None) is has_draft
 
 
+@pytest.mark.parametrize("named", [{}, {"model": None}], ids=["left out", "null"])
+def test_a_draft_without_a_name_is_called_the_methods(named: dict[str, Any]) -> None:
+    found = with_draft(EngineSettings(), {"method": "mtp", "num_speculative_tokens": 1, **named}, TARGET).draft
+    assert found is not None
+    assert found.notes[0].startswith("draft model of the method: size unknown")
+
+
+def test_what_is_wrong_in_a_drafts_config_is_said_by_its_file(folder: str) -> None:
+    file = Path(folder) / "config.json"
+    file.write_text(json.dumps({**SMALL, "vocab_size": None}))
+    with pytest.raises(UsageError, match=rf"^{file}: vocab_size: not a positive whole number \(got None\)$"):
+        with_draft(EngineSettings(), {**FIVE, "model": folder}, TARGET)
+
+
 def test_a_draft_can_be_what_makes_a_model_too_large() -> None:
     asked = EngineSettings(quantization="awq", gpu_memory_utilization=0.95, max_model_len=4096, max_num_seqs=64)
     assert isinstance(check(BIG, L40S, asked), Fits)

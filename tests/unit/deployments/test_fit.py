@@ -20,7 +20,9 @@ L40S = need_accelerator("L40S")
 H200 = need_accelerator("H200")
 
 
-def llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab: int = 32000) -> ModelFacts:
+def llama(
+    hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab: int = 32000, **more: object
+) -> ModelFacts:
     config = {
         "model_type": "llama",
         "hidden_size": hidden,
@@ -30,8 +32,25 @@ def llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab
         "num_key_value_heads": kv_heads,
         "vocab_size": vocab,
         "max_position_embeddings": 8192,
+        **more,
     }
     return model_facts(config)
+
+
+def checkpoint(method: str, group_size: int) -> dict[str, object]:
+    if method != "compressed-tensors":
+        return {"quant_method": method, "bits": 4, "group_size": group_size}
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": group_size}
+    return {"quant_method": method, "config_groups": {"g": {"weights": weights}}}
+
+
+def qwen15_moe(method: str, group_size: int) -> ModelFacts:
+    """Qwen1.5-MoE-A2.7B: 60 experts of width 1408 and a shared one of 5632 in every layer."""
+    experts = {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408}
+    return llama(
+        2048, 5632, 24, 16, 16, 151936, model_type="qwen2_moe", shared_expert_intermediate_size=5632, **experts,
+        quantization_config=checkpoint(method, group_size),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -137,6 +156,82 @@ def test_settings_that_never_start(asked: EngineSettings, limit: Limit, words: s
 def test_quantization_groups_may_not_be_split() -> None:
     odd = llama(8192, 29568, 80, 64, 8, 152064)  # Qwen2.5-72B's width before it was padded for AWQ
     assert refused(odd, EngineSettings(quantization="awq", tensor_parallel=2)).limit is Limit.SPLIT
+
+
+@pytest.mark.parametrize(
+    ("group_size", "gigabytes"),
+    [
+        pytest.param(128, 39.7, id="128, the usual"),
+        pytest.param(32, 43.8, id="32: more scales"),
+        pytest.param(-1, 38.4, id="a whole column, a scale that is not counted"),
+    ],
+)
+def test_scales_of_smaller_groups_take_more(group_size: int, gigabytes: float) -> None:
+    facts = llama(8192, 28672, 80, 64, 8, 128256, quantization_config=checkpoint("gptq", group_size))
+    for named in (None, "gptq_marlin"):
+        assert weight_bytes(facts, named) == pytest.approx(gigabytes * 1e9, rel=0.002)
+    assert weight_bytes(facts, "fp8") == weight_bytes(LLAMA_70B, "fp8")
+
+
+@pytest.mark.parametrize(
+    ("facts", "tensor_parallel", "words"),
+    [
+        pytest.param(
+            llama(8192, 29568, 80, 64, 8, quantization_config=checkpoint("gptq", 64)), 2, None, id="14784 is 231 x 64"
+        ),
+        pytest.param(
+            llama(8192, 29568, 80, 64, 8, quantization_config=checkpoint("gptq", 64)),
+            4,
+            "MLP of width 29568 over 4 GPUs.*groups of 64 weights .7392",
+            id="7392 is no multiple of 64",
+        ),
+        pytest.param(
+            llama(8192, 29568, 80, 64, 8, quantization_config=checkpoint("gptq", -1)), 8, None, id="no groups at all"
+        ),
+        pytest.param(
+            llama(896, 4864, 24, 14, 2, quantization_config=checkpoint("awq", 128)),
+            2,
+            "attention of width 896 over 2 GPUs",
+            id="half of the attention's 7 groups",
+        ),
+        pytest.param(qwen15_moe("gptq", 128), 4, None, id="experts of 352, whose groups vLLM makes smaller"),
+        pytest.param(
+            qwen15_moe("gptq", 128), 8, "shared expert of width 5632.*704", id="a shared expert is not helped"
+        ),
+        pytest.param(qwen15_moe("gptq", 64), 8, "an expert of width 1408.*176", id="176 is no multiple of 32 either"),
+        pytest.param(
+            qwen15_moe("compressed-tensors", 128),
+            2,
+            "an expert of width 1408 over 2 GPUs.*128 weights .704",
+            id="compressed tensors stay as they are",
+        ),
+        pytest.param(qwen15_moe("compressed-tensors", 64), 2, None, id="704 is 11 x 64"),
+    ],
+)
+def test_every_matrix_is_split_between_groups(facts: ModelFacts, tensor_parallel: int, words: str | None) -> None:
+    found = check(facts, H200, EngineSettings(tensor_parallel=tensor_parallel))
+    if words is None:
+        assert isinstance(found, Fits)
+    else:
+        assert isinstance(found, Refusal)
+        assert found.limit is Limit.SPLIT
+        assert re.search(words, found.reason)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 4, 8])
+@pytest.mark.parametrize("stages", [1, 2, 4])
+def test_no_more_gpus_are_offered_than_a_host_has(largest: int, stages: int) -> None:
+    found = fit(LLAMA_70B, L40S, EngineSettings(pipeline_parallel=stages), largest_tensor_parallel=largest)
+    assert isinstance(found, Fits) or all(item.fits.settings.gpus <= max(largest, stages) for item in found.nearest)
+
+
+def test_a_model_of_two_stages_is_offered_the_rest_of_its_host_and_not_another() -> None:
+    long = llama(12288, 28672, 88, 96, 8, 32768, head_dim=128)  # Mistral-Large: 245 GB
+    asked = EngineSettings(quantization="none", tensor_parallel=2, pipeline_parallel=2, gpu_memory_utilization=0.95)
+    assert [item.change for item in refused(long, asked).nearest] == ["tensor_parallel 4", "pipeline_parallel 4"]
+    found = fit(long, L40S, asked, largest_tensor_parallel=4)
+    assert isinstance(found, Refusal)
+    assert found.nearest == ()
 
 
 @pytest.mark.parametrize(

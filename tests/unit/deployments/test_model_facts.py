@@ -1,14 +1,16 @@
 """Parameter counts from config.json against the published ones."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from raylane.cluster.errors import UsageError
-from raylane.deployments.model_facts import checkpoint_quantization, model_facts
-from raylane.deployments.simulator.build import read_model_config
+from raylane.deployments.checkpoint_format import checkpoint_quantization
+from raylane.deployments.model_facts import model_facts
+from raylane.deployments.simulator.build import read_model_config, read_model_facts
 from raylane.deployments.weights import weight_bytes
 
 
@@ -45,6 +47,20 @@ QWEN15_MOE = shape(
 )  # fmt: skip
 GEMMA_2B = shape("gemma", 2048, 16384, 18, 8, 1, 256000, head_dim=256, tie_word_embeddings=True)
 GEMMA3_1B = shape("gemma3_text", 1152, 6912, 26, 4, 1, 262144, head_dim=256, sliding_window=512, **TIED)
+GEMMA3_12B = {  # as published: what equals the defaults of transformers is left out
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 16,
+        "num_hidden_layers": 48,
+        "num_key_value_heads": 8,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "vision_config": {"hidden_size": 1152},
+}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +134,12 @@ def test_a_multimodal_config_counts_the_language_part_and_says_so() -> None:
     assert facts.parameters == 999_885_952
     assert "vision tower" in facts.notes[0]
     assert "sliding window of 512" in facts.notes[1]
+
+
+def test_a_published_gemma_3_leaves_out_what_equals_the_defaults() -> None:
+    facts = model_facts(GEMMA3_12B)
+    assert (facts.vocab_size, facts.head_dim, facts.max_position_embeddings) == (262_208, 256, 131_072)
+    assert facts.parameters == pytest.approx(11.77e9, rel=0.001)
 
 
 def test_qwen_without_its_window_in_use_has_no_note() -> None:
@@ -242,8 +264,114 @@ def test_a_format_named_beside_the_config_json_counts(
     [
         pytest.param({"model_type": "deepseek_v3"}, "deepseek_v3.*known.*llama", id="an architecture not counted here"),
         pytest.param({"model_type": "llama", "hidden_size": 1}, "num_attention_heads", id="a missing key"),
+        pytest.param({**GEMMA_2B, "model_type": "gemma3"}, "text_config: required key", id="a part that is missing"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=rf"my\.json: .*{message}"):
         model_facts(config, "my.json")
+
+
+@pytest.mark.parametrize("value", [None, "abc", 0, -3, 4096.7, 4096.0, True, [1], math.inf], ids=repr)
+@pytest.mark.parametrize(
+    ("base", "key"),
+    [
+        *((LLAMA, key) for key in LLAMA if key not in {"model_type", "tie_word_embeddings", "num_key_value_heads"}),
+        (LLAMA, "max_position_embeddings"),
+        (MIXTRAL, "num_local_experts"),
+        (MIXTRAL, "num_experts_per_tok"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else item["model_type"],
+)
+def test_a_number_that_is_none_is_refused_by_file_key_and_value(
+    tmp_path: Path, base: dict[str, Any], key: str, value: object
+) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**base, key: value}))
+    with pytest.raises(UsageError) as caught:
+        read_model_facts(str(tmp_path))
+    assert str(caught.value) == f"{file}: {key}: not a positive whole number (got {value!r})"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(
+            {"num_key_value_heads": 0}, "num_key_value_heads: not a positive whole number (got 0)", id="heads"
+        ),
+        pytest.param({"head_dim": "x"}, "head_dim: not a positive whole number (got 'x')", id="head dimension"),
+        pytest.param({"hidden_size": 8}, "head_dim: not a positive whole number (got 0)", id="more heads than numbers"),
+        pytest.param({"rope_scaling": "dynamic"}, "rope_scaling: not an object (got 'dynamic')", id="rotary scaling"),
+        pytest.param({"rope_parameters": [1]}, "rope_parameters: not an object (got [1])", id="rotary parameters"),
+        pytest.param(
+            {"rope_scaling": {"rope_type": "linear", "factor": -2}},
+            "factor: not a positive number (got -2)",
+            id="factor",
+        ),
+        pytest.param(
+            {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": "8k"}},
+            "original_max_position_embeddings: not a positive whole number (got '8k')",
+            id="original positions",
+        ),
+        pytest.param(
+            {"quantization_config": "awq"}, "quantization_config: not an object (got 'awq')", id="a bare name"
+        ),
+        *(
+            pytest.param(
+                {"quantization_config": {"quant_method": "gptq", "group_size": size}},
+                f"quantization_config.group_size: not a positive whole number (got {size!r})",
+                id=f"group size {size!r}",
+            )
+            for size in (0, -2, "32", 32.5)
+        ),
+    ],
+)
+def test_what_else_is_not_what_it_should_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        model_facts({**LLAMA, **changes}, "my.json")
+    assert str(caught.value) == f"my.json: {message}"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mlp_only_layers": 3}, {"decoder_sparse_step": 0}, {"moe_intermediate_size": "x"}]
+)
+def test_wrong_layers_of_experts_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=rf"my\.json: {next(iter(changes))}: not a "):
+        model_facts({**QWEN3_MOE, **changes}, "my.json")
+
+
+def test_keys_that_may_be_null() -> None:
+    nulls = {"num_key_value_heads": None, "head_dim": None, "rope_scaling": None, "quantization_config": None}
+    facts = model_facts({**LLAMA, **nulls})
+    assert (facts.kv_heads, facts.head_dim, facts.group_size) == (32, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("declared", "size"),
+    [
+        pytest.param({"quant_method": "gptq", "group_size": 32}, 32, id="GPTQ"),
+        pytest.param({"quant_method": "gptq", "group_size": -1}, -1, id="whole columns"),
+        pytest.param({"quant_method": "gptq"}, 128, id="not said"),
+        pytest.param({"quant_method": "awq", "q_group_size": 64}, 64, id="AWQ's own name for it"),
+        pytest.param(
+            {"quant_method": "modelopt", "quantization": {"quant_algo": "W4A16_AWQ", "group_size": 64}},
+            64,
+            id="ModelOpt",
+        ),
+        pytest.param(compressed(4, "int"), -1, id="compressed tensors by channel"),
+        pytest.param(
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {
+                    "a": {"weights": {"num_bits": 4, "group_size": 128}},
+                    "b": {"weights": {"num_bits": 4, "group_size": 32}},
+                    "c": {"weights": {"num_bits": 4, "group_size": None}},
+                },
+            },
+            32,
+            id="compressed tensors, the smallest of several",
+        ),
+    ],
+)
+def test_group_size_declared_by_the_checkpoint(declared: dict[str, Any], size: int) -> None:
+    assert model_facts({**LLAMA, "quantization_config": declared}).group_size == size

@@ -110,6 +110,9 @@ def test_all_reduce_counts_latency_and_bytes() -> None:
 def test_an_unmeasured_link_says_that_it_is_assumed() -> None:
     assert "assumed" in assumed_link(L40S).source
     assert assumed_link(need_accelerator("H200")).bytes_per_s == pytest.approx(393e9)
+    bridged = assumed_link(need_accelerator("A100-80GB-PCIe"), nvlinks=12)
+    assert (bridged.bytes_per_s, bridged.source) == (12 * 21.8e9, "assumed: 12 NVLink links by label, 262 GB/s, 8 us")
+    assert assumed_link(need_accelerator("H200"), nvlinks=12) == assumed_link(need_accelerator("H200"))
 
 
 @settings(max_examples=200)

@@ -144,6 +144,35 @@ def test_the_table_says_simulated(capsys: pytest.CaptureFixture[str]) -> None:
     assert yaml.safe_load(shown[shown.index("constants:") :])["constants"][0]["trust"] == "calibrated"
 
 
+def test_run_folders_say_how_long_a_context_was_served() -> None:
+    base = {**BASE, "max_model_len": 4096, "gpu_memory_utilization": 0.8}
+    (row, *_) = rows_of_runs([run()], base, None)
+    assert (row.max_model_len, row.gpu_memory_utilization) == (4096, 0.8)
+    with pytest.raises(UsageError, match=r"^row r1/c1: 512 input and 128 output .* max_model_len 600$"):
+        calibrate(rows_of_runs([run()], {**BASE, "max_model_len": 600}, None))
+
+
+ROWS = """
+rows:
+- {id: "[/x]a", model: "builtin:llama-3-8b-shape", gpu: L40S, concurrency: 1, requests: 2, input_tokens: 512,
+   output_tokens: 16, use: fit, ttft_p50_ms: 80, tpot_p50_ms: 25, source: test}
+- {id: b, model: "builtin:llama-3-8b-shape", gpu: L40S, concurrency: 8, requests: 16, input_tokens: 512,
+   output_tokens: 16, use: fit, ttft_p50_ms: 400, tpot_p50_ms: 30, source: test}
+"""
+
+
+def test_the_result_is_printed_before_a_file_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.yaml"
+    rows.write_text(ROWS)
+    with pytest.raises(UsageError, match=r"--out /proc/constants\.yaml: cannot be written: "):
+        calibrate_command([rows], out=Path("/proc/constants.yaml"))
+    shown = capsys.readouterr().out
+    assert "[/x]a" in shown[: shown.index("constants:")]
+    assert yaml.safe_load(shown[shown.index("constants:") :])["constants"][0]["gpu"] == "L40S"
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

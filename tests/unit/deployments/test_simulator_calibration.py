@@ -138,6 +138,24 @@ def row_text(**changes: str) -> str:
         pytest.param([row_text(), row_text(id="b", gpu="L4")], "L40S.*", id="two kinds of GPU"),
         pytest.param([row_text(tpot_p50_ms="")], "none of ttft_p50_ms", id="nothing measured"),
         pytest.param([row_text(use="maybe")], "use", id="neither fitted nor held out"),
+        pytest.param(
+            [row_text(output_tokens="1")], "row a: tpot_p50_ms 20 with output_tokens 1", id="TPOT of one token"
+        ),
+        pytest.param([row_text(tpot_p50_ms=".inf")], r"rows\.0\.tpot_p50_ms: .*finite", id="an endless time"),
+        pytest.param(
+            [row_text(), row_text(id="b", input_tokens="9000", use="held out")],
+            r"rows\.yaml: row b: 9,000 input and 10 output tokens are more than the positions of the model: 8,192",
+            id="longer than the model",
+        ),
+        pytest.param(
+            [row_text(max_model_len="16")],
+            r"10 input and 10 output .* max_model_len 16",
+            id="longer than it was served",
+        ),
+        pytest.param([row_text(gpu="NOPE")], r"rows\.yaml: row a: gpu 'NOPE'", id="an unknown GPU"),
+        pytest.param(
+            [row_text(gpu="L4", gpu_memory_utilization="0.5")], r"rows\.yaml: row a: does not fit on L4", id="too large"
+        ),
         pytest.param([" []"], r"rows\.yaml: no rows", id="an empty file"),
     ],
 )
@@ -146,6 +164,20 @@ def test_wrong_rows_are_refused(tmp_path: Path, texts: list[str], words: str) ->
     file.write_text("rows:" + "".join(texts))
     with pytest.raises(UsageError, match=words):
         calibrate(read_rows([file]))
+
+
+def test_rows_are_simulated_with_the_memory_that_they_were_served_with(tmp_path: Path) -> None:
+    file = tmp_path / "rows.yaml"
+    model = {"model": "builtin:llama-3.1-70b-shape", "tensor_parallel": "2", "quantization": "awq"}
+    sizes = {"input_tokens": "512", "output_tokens": "128", "concurrency": "256", "requests": "256"}
+    file.write_text(
+        "rows:" + row_text(**model, **sizes) + row_text(**model, **sizes, id="b", gpu_memory_utilization="0.6")
+    )
+    roomy, tight = compare_rows(read_rows([file]), SHARES)
+    assert roomy.simulated > 1.5 * tight.simulated  # with less memory for KV the batch is smaller and so is the TPOT
+    file.write_text("rows:" + row_text(**model, max_model_len="131072"))
+    with pytest.raises(UsageError, match=r"row a: does not fit on L40S: .*max_model_len is 131,072"):
+        read_rows([file])
 
 
 def test_two_names_of_one_gpu_are_one_gpu() -> None:

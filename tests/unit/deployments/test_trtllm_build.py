@@ -29,6 +29,7 @@ from raylane.deployments.engines.trtllm.layout import read_record
 from raylane.deployments.engines.trtllm.prompts import Prompts, read_prompts
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+SIZES = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32, "max_position_embeddings": 8192}
 L40S = (Gpu("GPU-1", 0, "NVIDIA L40S"), Gpu("GPU-2", 1, "NVIDIA L40S"))
 A100 = (Gpu("GPU-1", 0, "NVIDIA A100-SXM4-80GB"),)
 
@@ -196,12 +197,37 @@ def test_a_model_that_cannot_be_built_is_refused(tmp_path: Path, config: Any, pa
         pytest.param({"out": Path("/tmp")}, "exists already", id="something is there"),
         pytest.param({"out": Path("/tmp/ScienceQA-fp8")}, "'scienceqa' in the path", id="a public data set's name"),
         pytest.param({"quantization": "int8", "kv_cache_fp8": True}, "not with int8", id="FP8 KV with INT8"),
+        pytest.param({"tensor_parallel": 3}, "--tensor-parallel 3: .*32 attention heads", id="heads over 3 GPUs"),
+        pytest.param({"tensor_parallel": 64}, "--tensor-parallel 64: .*32 attention heads", id="more GPUs than heads"),
+        pytest.param({"pipeline_parallel": 99}, "--pipeline-parallel 99: .*32 layers", id="more stages than layers"),
+        pytest.param(
+            {"max_num_tokens": 1, "max_batch_size": 5000}, "--max-batch-size 5000 .*--max-num-tokens 1:", id="no tokens"
+        ),
+        pytest.param(
+            {"calibration_tokens": 999999}, "--calibration-tokens 999999: .*8192 positions", id="long prompts"
+        ),
+        pytest.param({"out": Path("/tmp/my engine")}, "/tmp/my engine: the folder's name", id="no name for a model"),
     ],
 )
 def test_a_wrong_request_is_refused(tmp_path: Path, change: dict[str, Any], part: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **SIZES}))
     with pytest.raises(UsageError, match=part):
         check_request(replace(BuildRequest(tmp_path, tmp_path / "out", "fp8"), **change))
+
+
+def test_kv_heads_are_split_or_repeated(tmp_path: Path) -> None:
+    config = {**LLAMA, **SIZES, "num_attention_heads": 48, "num_key_value_heads": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for tensor_parallel in (1, 4, 16, 48 // 2):
+        check_request(BuildRequest(tmp_path, tmp_path / "out", "fp8", tensor_parallel=tensor_parallel))
+    with pytest.raises(UsageError, match=r"--tensor-parallel 12: .*8 KV heads"):
+        check_request(BuildRequest(tmp_path, tmp_path / "out", "fp8", tensor_parallel=12))
+
+
+def test_a_model_that_says_it_is_not_quantized_is_built(tmp_path: Path) -> None:
+    config = {**LLAMA, **SIZES, "quantization_config": None, "auto_map": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert check_request(BuildRequest(tmp_path, tmp_path / "out", "fp8")) == config
 
 
 @pytest.mark.parametrize("text", ["{", "[]"], ids=["cut off", "a list"])

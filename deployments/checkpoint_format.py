@@ -1,0 +1,82 @@
+"""What a quantized checkpoint declares in its config.json: the format of its weights and the size of groups. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from raylane.deployments.config_json import ConfigJson
+
+DEFAULT_GROUP_SIZE = 128  # of AWQ and GPTQ checkpoints, unless they say otherwise
+NO_GROUPS = -1
+
+
+def checkpoint_quantization(config: Mapping[str, Any]) -> str | None:
+    """The weight format a quantized checkpoint declares in its config.json; None for plain weights.
+
+    Where the bits are others than a known format's, the answer is a name that says so ("3-bit gptq").
+    """
+    declared = config.get("quantization_config")
+    if not isinstance(declared, Mapping):
+        return None
+    method = str(declared.get("quant_method", ""))
+    if method in {"gptq", "awq"}:
+        bits = declared.get("bits", declared.get("w_bit", 4))
+        return {"4": method, "8": "int8"}.get(str(bits), f"{bits}-bit {method}")
+    if method == "bitsandbytes":
+        return "int8" if declared.get("load_in_8bit") else method
+    if method == "modelopt":
+        algorithm = str(_object(declared, "quantization", declared).get("quant_algo") or "without quant_algo")
+        return _MODELOPT.get(algorithm.upper(), f"modelopt {algorithm}")
+    return _compressed(declared) if method == "compressed-tensors" else method or None
+
+
+def _object(of: object, key: str, otherwise: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """The object at a key; `otherwise`, or an empty one, where there is none."""
+    found = of.get(key) if isinstance(of, Mapping) else None
+    return found if isinstance(found, Mapping) else otherwise or {}
+
+
+def _compressed(declared: Mapping[str, Any]) -> str | None:
+    """The one format of all groups of a compressed-tensors checkpoint; None where only the KV cache has one."""
+    if not declared.get("config_groups") and _object(declared, "kv_cache_scheme"):
+        return None
+    groups = [_object(group, "weights") for group in _object(declared, "config_groups").values()]
+    found = {(str(weights.get("num_bits")), str(weights.get("type", "int"))) for weights in groups if weights}
+    if len(found) == 1 and (only := next(iter(found))) in _COMPRESSED:
+        return _COMPRESSED[only]
+    stored = " and ".join(sorted(f"{bits}-bit {kind}" for bits, kind in found)) or "no weights named"
+    return f"compressed-tensors ({stored})"
+
+
+_COMPRESSED = {("4", "int"): "int4", ("8", "int"): "int8", ("8", "float"): "fp8"}
+# Names of vLLM 0.29 (quantization/modelopt.py) and of TensorRT-LLM's QuantAlgo, without the 4-bit floats.
+_MODELOPT = {
+    "FP8": "fp8",
+    "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
+    "FP8_PB_WO": "fp8",
+    "FP8_BLOCK_SCALES": "fp8",
+    "W4A16_AWQ": "awq",
+    "W8A8_SQ_PER_CHANNEL": "int8",
+}
+
+
+def checkpoint_group_size(config: ConfigJson) -> int:
+    """Weights that share a scale in the checkpoint's 4-bit formats; -1 where a whole column shares one.
+
+    Where layers differ it is the smallest. UsageError for what is neither.
+    """
+    declared = config.inner("quantization_config")
+    if declared is None:
+        return DEFAULT_GROUP_SIZE
+    if declared.values.get("quant_method") == "compressed-tensors":
+        groups = _object(declared.values, "config_groups").values()
+        sizes = [_group_size(_object(group, "weights"), NO_GROUPS, config) for group in groups]
+        return min((size for size in sizes if size != NO_GROUPS), default=NO_GROUPS)
+    return _group_size(_object(declared.values, "quantization", declared.values), DEFAULT_GROUP_SIZE, config)
+
+
+def _group_size(declared: Mapping[str, Any], otherwise: int, config: ConfigJson) -> int:
+    key = "q_group_size" if "q_group_size" in declared else "group_size"
+    found = declared.get(key)
+    if found is None:
+        return otherwise
+    return NO_GROUPS if found == NO_GROUPS else config.positive_whole(f"quantization_config.{key}", found)
