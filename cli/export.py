@@ -48,11 +48,13 @@ def kuberay(
             f"{config_file}: gateway.host: {config.gateway.host!r} cannot be reached from outside its pod; use 0.0.0.0"
         )
     for model, block in config.models.items():
-        if block.source.startswith((".", "~")):
-            raise UsageError(
-                f"{config_file}: models.{model}.source: {block.source!r} is a folder of this machine; give a hub id, "
-                "builtin:NAME, or the absolute path of a folder in the image"
-            )
+        draft = getattr(block.engine, "speculative", None) or {}
+        for key, folder in (("source", block.source), ("engine.speculative.model", str(draft.get("model") or ""))):
+            if folder.startswith((".", "~")):
+                raise UsageError(
+                    f"{config_file}: models.{model}.{key}: {folder!r} is a folder of this machine; give a hub id, "
+                    "builtin:NAME, or the absolute path of a folder in the image"
+                )
         if block.source.startswith(PREFIX):
             check_builtin(config_file, model, block.source)
     minimum = required_replicas(config)

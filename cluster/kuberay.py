@@ -5,22 +5,18 @@ names are those of the custom resource `RayCluster`, `ray.io/v1` (KubeRay 1.5.1 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
-from operator import le
 from typing import Any
 
 from raylane.cluster.errors import UsageError
 from raylane.cluster.ray_start import SETTINGS, parse_redis
 
 Json = dict[str, Any]
-Counts = tuple[int, ...]
 DNS_NAME = re.compile(r"^[a-z]([a-z0-9-]{0,48}[a-z0-9])?$")  # the operator appends to it and stops at 63
 CONFIG_FOLDER = "/etc/raylane"
 CONFIG_NAME = "config.yaml"
 CPU_UNITS = 10_000  # Ray counts CPUs in steps of a ten-thousandth
-MOST_MIXES = 1000
 OPERATORS_OWN = ("RAY_AUTH_MODE",)  # set through authOptions, together with the token's secret
 
 
@@ -42,11 +38,6 @@ class ReplicaNeed:
     gpus: int
     cpus: float
     replicas: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """GPUs and CPU units of one replica."""
-        return self.gpus, round(self.cpus * CPU_UNITS)
 
 
 @dataclass(frozen=True)
@@ -107,7 +98,7 @@ def check_room(cluster: KubeCluster) -> None:
         raise UsageError(
             f"--hosts: the minimum replicas need {gpus} GPUs, {hosts} pods of {host.gpus} have {hosts * host.gpus}"
         )
-    if not fit_together(cluster.needs, hosts, host):
+    if too_many(cluster.needs, hosts, host):
         wanted = ", ".join(
             f"{need.replicas} of {need.model} with {need.gpus} GPUs and {need.cpus:g} CPUs each"
             for need in cluster.needs
@@ -119,40 +110,23 @@ def check_room(cluster: KubeCluster) -> None:
         )
 
 
-def fit_together(needs: Sequence[ReplicaNeed], hosts: int, host: PodSize) -> bool:
-    """False if no way to fill the pods holds all replicas.
+def too_many(needs: Sequence[ReplicaNeed], hosts: int, host: PodSize) -> bool:
+    """True where the pods cannot hold all replicas however they are filled.
 
-    Fills one pod after the other in every way that matters. With more than MOST_MIXES of them it is not known, and
-    taken as fitting.
+    Counts all GPUs and CPUs, and of each size how many replicas at least as large there are places for. What fits is
+    never refused; a rare mix that does not is left to `raylane deploy`.
     """
-    sizes = sorted({need.size for need in needs}, reverse=True)
-    left = {tuple(sum(need.replicas for need in needs if need.size == size) for size in sizes)}
-    for _ in range(hosts):
-        left = {rest for counts in left for rest in least(after_a_pod(sizes, counts, host.gpus, host.cpus * CPU_UNITS))}
-        if tuple(0 for _ in sizes) in left or len(left) > MOST_MIXES:
-            return True
-    return False
+    gpus = [(need.gpus, need.replicas) for need in needs]
+    cpu_units = [(round(need.cpus * CPU_UNITS), need.replicas) for need in needs]
+    return overfull(gpus, hosts, host.gpus) or overfull(cpu_units, hosts, host.cpus * CPU_UNITS)
 
 
-def after_a_pod(sizes: Sequence[tuple[int, int]], counts: Counts, gpus: int, cpu_units: int) -> Iterator[Counts]:
-    """How many replicas of each size are left when a pod with so much room has taken some of them."""
-    if not sizes:
-        yield ()
-        return
-    (each_gpus, each_cpu), count = sizes[0], counts[0]
-    most = min(count, gpus // each_gpus if each_gpus else count, cpu_units // each_cpu if each_cpu else count)
-    for taken in range(most, -1, -1):
-        room = gpus - taken * each_gpus, cpu_units - taken * each_cpu
-        for rest in after_a_pod(sizes[1:], counts[1:], *room):
-            yield (count - taken, *rest)
-
-
-def least(found: Iterator[Counts]) -> set[Counts]:
-    """Those without another one that leaves no more of any size; of very many the first, whatever they leave."""
-    kept = set(islice(found, MOST_MIXES + 1))
-    if len(kept) > MOST_MIXES:
-        return kept
-    return {counts for counts in kept if not any(other != counts and all(map(le, other, counts)) for other in kept)}
+def overfull(sizes: Sequence[tuple[int, int]], pods: int, room: int) -> bool:
+    """Whether (size, how many) are surely more than so many pods with so much room each can hold."""
+    if sum(size * count for size, count in sizes) > pods * room:
+        return True
+    thresholds = {size for size, _ in sizes if size}
+    return any(sum(n for size, n in sizes if size >= least) > pods * (room // least) for least in thresholds)
 
 
 def config_map(cluster: KubeCluster) -> Json:

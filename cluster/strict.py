@@ -52,7 +52,7 @@ class StrictModel(BaseModel):
             raise UsageError(f"{path}: cannot be read: not UTF-8 text") from error
         try:
             data = yaml.load(text, UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, TypeError, ValueError) as error:  # the last two of tags like "!!set [1]"
             raise UsageError(f"{path}: not valid YAML: {error}") from error
         except RecursionError as error:
             raise UsageError(f"{path}: not valid YAML: too deeply nested") from error

@@ -14,8 +14,8 @@ def checkpoint_quantization(config: Mapping[str, Any]) -> str | None:
 
     Where the bits are others than a known format's, the answer is a name that says so ("3-bit gptq").
     """
-    declared = config.get("quantization_config")
-    if not isinstance(declared, Mapping):
+    declared = _declared(config)
+    if declared is None:
         return None
     method = str(declared.get("quant_method", ""))
     if method in {"gptq", "awq"}:
@@ -27,6 +27,14 @@ def checkpoint_quantization(config: Mapping[str, Any]) -> str | None:
         algorithm = str(_object(declared, "quantization", declared).get("quant_algo") or "without quant_algo")
         return _MODELOPT.get(algorithm.upper(), f"modelopt {algorithm}")
     return _compressed(declared) if method == "compressed-tensors" else method or None
+
+
+def _declared(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the checkpoint says of its weights, by the keys and in the places where vLLM 0.29 looks for it."""
+    text = config.get("text_config")
+    places = (config, text) if isinstance(text, Mapping) else (config,)
+    found = (place.get(key) for place in places for key in ("quantization_config", "compression_config"))
+    return next((each for each in found if isinstance(each, Mapping)), None)
 
 
 def _object(of: object, key: str, otherwise: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -64,14 +72,15 @@ def checkpoint_group_size(config: ConfigJson) -> int:
 
     Where layers differ it is the smallest. UsageError for what is neither.
     """
-    declared = config.inner("quantization_config")
-    if declared is None:
+    config.inner("quantization_config")  # an object, or an error
+    declared = _declared(config.values)
+    if declared is None or checkpoint_quantization(config.values) not in {"awq", "gptq", "int4"}:
         return DEFAULT_GROUP_SIZE
-    if declared.values.get("quant_method") == "compressed-tensors":
-        groups = _object(declared.values, "config_groups").values()
-        sizes = [_group_size(_object(group, "weights"), NO_GROUPS, config) for group in groups]
+    declared = _object(declared, "quantization", declared)
+    if groups := _object(declared, "config_groups"):
+        sizes = [_group_size(_object(group, "weights"), NO_GROUPS, config) for group in groups.values()]
         return min((size for size in sizes if size != NO_GROUPS), default=NO_GROUPS)
-    return _group_size(_object(declared.values, "quantization", declared.values), DEFAULT_GROUP_SIZE, config)
+    return _group_size(declared, DEFAULT_GROUP_SIZE, config)
 
 
 def _group_size(declared: Mapping[str, Any], otherwise: int, config: ConfigJson) -> int:

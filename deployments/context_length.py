@@ -8,7 +8,8 @@ from raylane.deployments.config_json import ConfigJson
 def longest_context(text: ConfigJson, model_type: str) -> int:
     """Longest context, as vLLM 0.29 takes it (vllm/config/model.py, _get_and_verify_max_len).
 
-    A scaled rotary embedding stretches what the config says, except where it is counted already.
+    A scaled rotary embedding stretches what the config says, except where it is counted already. It is the longest that
+    can be asked for: of a LongRoPE model vLLM serves less by itself (the length before scaling).
     """
     positions, factor = text.whole("max_position_embeddings"), 1.0
     for rope in _rotary(text) if model_type != "gemma3_text" else ():

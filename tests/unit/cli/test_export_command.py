@@ -38,6 +38,23 @@ def test_a_builtin_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "key"),
+    [
+        pytest.param({"source": "./weights"}, "source: './weights'", id="the model"),
+        pytest.param(
+            {"source": "org/big", "engine": {"speculative": {"model": "~/draft", "num_speculative_tokens": 3}}},
+            "engine.speculative.model: '~/draft'",
+            id="its draft",
+        ),
+    ],
+)
+def test_a_folder_of_this_machine_is_refused(tmp_path: Path, model: dict[str, object], key: str) -> None:
+    done = run(tmp_path, {"a": model}, hosts=1, gpus_per_host=4)
+    assert isinstance(done.exception, UsageError)
+    assert f"models.a.{key} is a folder of this machine" in str(done.exception)
+
+
+@pytest.mark.parametrize(
     ("cpus", "replicas", "message"),
     [
         pytest.param(64, 1, "a replica of a reserves 64 CPUs, a pod has 16", id="one replica"),

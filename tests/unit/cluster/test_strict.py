@@ -75,6 +75,7 @@ def test_lists_that_may_not_be_empty(tmp_path: Path, tables: str, keys: list[str
         pytest.param("name: [unclosed", "not valid YAML", id="broken YAML"),
         pytest.param("name: 2026-13-45", "'2026-13-45' is no timestamp", id="a date that does not exist"),
         pytest.param("rows: [{size: 2026-02-30}]", "'2026-02-30' is no timestamp", id="such a date further in"),
+        pytest.param("rows: !!set [1]", "not valid YAML", id="a tag that its value cannot have"),
         pytest.param("name: !!bool maybe", "'maybe' is no bool", id="a value that is not what its tag says"),
         pytest.param("[" * 5000, "too deeply nested", id="a file without an end to its nesting"),
         pytest.param("", "(top level)", id="an empty file"),

@@ -1,14 +1,13 @@
 """What is read from a config.json is what vLLM and transformers take: the longest context, and keys left out."""
 
 import json
-from pathlib import Path
+import subprocess
+import sys
+import tempfile
+from functools import cache
 from typing import Any
 
 import pytest
-from transformers import AutoConfig
-from vllm.config.model import _get_and_verify_max_len
-from vllm.transformers_utils.config import get_config
-from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
 
 from raylane.deployments.builtin import llama_config
 from raylane.deployments.model_facts import _VARIANTS, model_facts
@@ -40,65 +39,88 @@ def yarn(**changes: Any) -> dict[str, Any]:
     return {"rope_type": "yarn", "factor": 4.0, **changes}
 
 
-def vllms(config: dict[str, Any], folder: Path) -> int:
+CONTEXTS = [
+    pytest.param(llama(), 8192, id="not scaled"),
+    pytest.param(llama(rope_scaling={"type": "linear", "factor": 2.0}), 16384, id="linear, by its old key"),
+    pytest.param(llama(rope_scaling={"rope_type": "linear", "factor": 3.3}), 27033, id="a broken factor"),
+    pytest.param(llama(rope_scaling={"rope_type": "dynamic", "factor": 2}), 16384, id="dynamic"),
+    pytest.param(llama(rope_scaling={"rope_type": "dynamic", "factor": None}), 8192, id="no factor"),
+    pytest.param(llama(rope_scaling={"factor": 2.0}), 16384, id="a factor of no type"),
+    pytest.param(llama(rope_scaling=LLAMA_3), 8192, id="Llama 3.1's, counted already"),
+    pytest.param(llama(rope_scaling=yarn(original_max_position_embeddings=4096)), 16384, id="YaRN"),
+    pytest.param(llama(rope_parameters=yarn(original_max_position_embeddings=4096)), 16384, id="YaRN, the new key"),
+    pytest.param(llama(rope_parameters=yarn()), 32768, id="YaRN from the positions"),
+    pytest.param(
+        llama(original_max_position_embeddings=2048, rope_parameters=yarn(original_max_position_embeddings=4096)),
+        8192,
+        id="YaRN with the original beside it",
+    ),
+    pytest.param(
+        llama(rope_parameters=EIGHTFOLD, rope_scaling={"rope_type": "linear", "factor": 2.0}),
+        16384,
+        id="both keys: the older one counts",
+    ),
+    pytest.param(llama(rope_parameters=EIGHTFOLD, rope_scaling={}), 65536, id="both keys, the older one empty"),
+    pytest.param(llama(**QWEN3, rope_parameters={"full_attention": EIGHTFOLD}), 65536, id="by type of layer"),
+    pytest.param({"model_type": "gemma3", "text_config": {**GEMMA3, "rope_scaling": EIGHTFOLD}}, 131072, id="Gemma 3"),
+    pytest.param(
+        {**GEMMA3, "max_position_embeddings": 32768, "rope_parameters": {"full_attention": EIGHTFOLD}},
+        32768,
+        id="Gemma 3, text alone, the new key",
+    ),
+    *(
+        pytest.param(
+            {key: value for key, value in llama(model_type=kind).items() if key != "max_position_embeddings"},
+            tokens,
+            id=f"{kind} that says nothing",
+        )
+        for kind, tokens in {"llama": 2048, "mistral": 131072, "phi3": 4096, "qwen2": 32768, "gemma2": 8192}.items()
+    ),
+]
+DEFAULTS = {kind: variant.defaults for kind, variant in _VARIANTS.items() if variant.defaults}
+THEIRS = """
+import json, pathlib, sys
+from transformers import AutoConfig
+from vllm.config.model import _get_and_verify_max_len
+from vllm.transformers_utils.config import get_config
+from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase
+lengths = []
+for number, config in enumerate(json.loads(sys.argv[1])):
+    folder = pathlib.Path(sys.argv[3]) / str(number)
+    folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     found = get_config(str(folder), trust_remote_code=False)
     text = found.get_text_config()
-    length: int = _get_and_verify_max_len(
-        text, ModelArchConfigConvertorBase(found, text).convert(), None, None, False, None
-    )
-    return length
+    facts = ModelArchConfigConvertorBase(found, text).convert()
+    lengths.append(_get_and_verify_max_len(text, facts, None, None, False, None))
+defaults = {kind: {key: getattr(AutoConfig.for_model(kind), key) for key in keys}
+            for kind, keys in json.loads(sys.argv[2]).items()}
+print(json.dumps([lengths, defaults]))
+"""
+"""vLLM's longest contexts and transformers' defaults, read in a process of its own: both change what they run in."""
 
 
-@pytest.mark.parametrize(
-    ("config", "tokens"),
-    [
-        pytest.param(llama(), 8192, id="not scaled"),
-        pytest.param(llama(rope_scaling={"type": "linear", "factor": 2.0}), 16384, id="linear, by its old key"),
-        pytest.param(llama(rope_scaling={"rope_type": "linear", "factor": 3.3}), 27033, id="a broken factor"),
-        pytest.param(llama(rope_scaling={"rope_type": "dynamic", "factor": 2}), 16384, id="dynamic"),
-        pytest.param(llama(rope_scaling={"rope_type": "dynamic", "factor": None}), 8192, id="no factor"),
-        pytest.param(llama(rope_scaling={"factor": 2.0}), 16384, id="a factor of no type"),
-        pytest.param(llama(rope_scaling=LLAMA_3), 8192, id="Llama 3.1's, counted already"),
-        pytest.param(llama(rope_scaling=yarn(original_max_position_embeddings=4096)), 16384, id="YaRN"),
-        pytest.param(llama(rope_parameters=yarn(original_max_position_embeddings=4096)), 16384, id="YaRN, the new key"),
-        pytest.param(llama(rope_parameters=yarn()), 32768, id="YaRN from the positions"),
-        pytest.param(
-            llama(original_max_position_embeddings=2048, rope_parameters=yarn(original_max_position_embeddings=4096)),
-            8192,
-            id="YaRN with the original beside it",
-        ),
-        pytest.param(
-            llama(rope_parameters=EIGHTFOLD, rope_scaling={"rope_type": "linear", "factor": 2.0}),
-            16384,
-            id="both keys: the older one counts",
-        ),
-        pytest.param(llama(rope_parameters=EIGHTFOLD, rope_scaling={}), 65536, id="both keys, the older one empty"),
-        pytest.param(llama(**QWEN3, rope_parameters={"full_attention": EIGHTFOLD}), 65536, id="by type of layer"),
-        pytest.param(
-            {"model_type": "gemma3", "text_config": {**GEMMA3, "rope_scaling": EIGHTFOLD}}, 131072, id="Gemma 3"
-        ),
-        pytest.param(
-            {**GEMMA3, "max_position_embeddings": 32768, "rope_parameters": {"full_attention": EIGHTFOLD}},
-            32768,
-            id="Gemma 3, text alone, the new key",
-        ),
-        *(
-            pytest.param(
-                {key: value for key, value in llama(model_type=kind).items() if key != "max_position_embeddings"},
-                tokens,
-                id=f"{kind} that says nothing",
-            )
-            for kind, tokens in {"llama": 2048, "mistral": 131072, "phi3": 4096, "qwen2": 32768, "gemma2": 8192}.items()
-        ),
-    ],
-)
-def test_the_longest_context_is_vllms(config: dict[str, Any], tokens: int, tmp_path: Path) -> None:
+@cache
+def theirs() -> tuple[list[int], dict[str, dict[str, Any]]]:
+    configs = json.dumps([each.values[0] for each in CONTEXTS])
+    keys = json.dumps({kind: list(defaults) for kind, defaults in DEFAULTS.items()})
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", THEIRS, configs, keys, folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lengths, defaults = json.loads(done.stdout.splitlines()[-1])
+    return lengths, defaults
+
+
+@pytest.mark.parametrize(("config", "tokens"), CONTEXTS)
+def test_the_longest_context(config: dict[str, Any], tokens: int) -> None:
     assert model_facts(config).max_position_embeddings == tokens
-    assert vllms(config, tmp_path) == tokens
 
 
-@pytest.mark.parametrize("kind", [kind for kind, variant in _VARIANTS.items() if variant.defaults])
+def test_the_longest_contexts_are_vllms() -> None:
+    assert theirs()[0] == [each.values[1] for each in CONTEXTS]
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
 def test_what_a_config_leaves_out_is_what_transformers_takes(kind: str) -> None:
-    theirs = AutoConfig.for_model(kind)
-    assert {key: getattr(theirs, key) for key in _VARIANTS[kind].defaults} == _VARIANTS[kind].defaults
+    assert theirs()[1][kind] == DEFAULTS[kind]

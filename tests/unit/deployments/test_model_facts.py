@@ -375,3 +375,43 @@ def test_keys_that_may_be_null() -> None:
 )
 def test_group_size_declared_by_the_checkpoint(declared: dict[str, Any], size: int) -> None:
     assert model_facts({**LLAMA, "quantization_config": declared}).group_size == size
+
+
+@pytest.mark.parametrize(
+    ("config", "format_", "size"),
+    [
+        pytest.param(
+            {"compression_config": {"quant_method": "gptq", "group_size": 64}}, "gptq", 64, id="its older key"
+        ),
+        pytest.param(
+            {
+                "model_type": "gemma3",
+                "text_config": {**GEMMA3_1B, "quantization_config": {"quant_method": "awq", "group_size": 64}},
+            },
+            "awq",
+            64,
+            id="in the language part",
+        ),
+        pytest.param(
+            {"quantization_config": {"quant_method": "fp8", "group_size": [128, 128]}},
+            "fp8",
+            128,
+            id="a format without",
+        ),
+        pytest.param(
+            {
+                "quantization_config": {
+                    "quant_method": "modelopt",
+                    "quant_algo": "W4A16_AWQ",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 64}}},
+                }
+            },
+            "awq",
+            64,
+            id="ModelOpt's groups",
+        ),
+    ],
+)
+def test_where_and_how_a_checkpoint_declares_its_format(config: dict[str, Any], format_: str, size: int) -> None:
+    facts = model_facts(config if "text_config" in config else {**LLAMA, **config})
+    assert (facts.quantization, facts.group_size) == (format_, size)
