@@ -13,9 +13,9 @@ hold with requests of the usual length, and nothing shrinks while anything runs.
 
 from dataclasses import dataclass
 from math import ceil, exp, sqrt
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from raylane.autoscaling.decision import Reason
 from raylane.autoscaling.demand import Demand, History, Mix, estimate, mix, remember, sized
@@ -42,16 +42,16 @@ class SloRule:
     confidence: NonNegativeFloat = 2.0
     hold_s: NonNegativeFloat = 450.0
     shrink_every_s: NonNegativeFloat = 30.0
-    idle_s: NonNegativeFloat = 600.0
-    yield_s: NonNegativeFloat = 60.0
+    idle_s: PositiveFloat = 600.0
+    yield_s: PositiveFloat = 60.0
     """Idle this long, the last replica of a model that may rest is given up where another model lacks its GPU."""
     forecast: bool = False
     """Prolong a rise that is sure over the cold start: the load expected when a new replica would be ready counts."""
-    learning: NonNegativeFloat = 1.0
+    learning: Annotated[float, Field(ge=0, le=100)] = 1.0
     """How fast: a minute in which every request misses lowers the believed speed by a factor e at 1, never at 0."""
     shrink_band: NonNegativeFloat = 0.3
     """Shrink only when this much more than the need would fit too, so that chance does not turn it back."""
-    misses: NonNegativeFloat = 1.0
+    misses: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the misses that the SLO allows which is aimed at."""
 
     def wish(

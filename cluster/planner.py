@@ -236,8 +236,8 @@ def nowhere(parts: Sequence[Host], kind: Kind) -> str:
     most = max((len(host_links(part).uuids) for part in able), default=0)
     mig = sum(bool(gpu.mig) for part in able for gpu in part.gpus)
     gpus = "one GPU" if kind.tp == 1 else f"{kind.tp} GPUs with usable links to each other"
-    where = "no host has" if kind.cards is None else "of the cards that are large enough for the model no host has"
-    return f"{where} {gpus} (at most {most} on one{f', {mig} in MIG mode' if mig else ''})"
+    where = "no host has" if kind.cards is None else "of the cards that the model may stand on no host has"
+    return f"{where} {gpus} (at most {most} on one{f', {mig} in MIG mode in all' if mig else ''})"
 
 
 def explain(want: Want, placed: int, possible: tuple[str, ...], enough: bool, parts: Sequence[Host]) -> ModelPlan:

@@ -8,6 +8,7 @@ from raylane.autoscaling.policy import ModelSpec
 from raylane.cluster.choose import Choice, choose
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
+from raylane.cluster.links import host_links
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,15 @@ def check_room(hosts: Sequence[Host], models: Iterable[ModelSpec]) -> None:
     fleet = Fleet(hosts)
     for spec in models:
         if Fleet(hosts).take(spec.gpus) is None:
-            largest = max((len(host.gpus) for host in hosts), default=0)
-            raise UsageError(f"model {spec.name}: a replica takes {spec.gpus} GPUs, the largest host has {largest}")
+            largest = max((len(host_links(host).uuids) for host in hosts), default=0)
+            raise UsageError(
+                f"model {spec.name}: a replica takes {spec.gpus} GPUs with usable links to each other, "
+                f"the largest host has {largest} usable GPUs"
+            )
         for placed in range(spec.min_replicas):
             if fleet.take(spec.gpus) is None:
                 raise UsageError(
                     f"model {spec.name}: replicas.min {spec.min_replicas} of {spec.gpus} GPUs each, but the fleet of "
-                    f"{fleet.size} GPUs has room for {placed} beside the least replicas of the models before it"
+                    f"{fleet.size} GPUs has room for {placed} beside the least replicas of the models before it "
+                    "(name models with larger replicas first)"
                 )

@@ -86,6 +86,9 @@ def replay_all(plan: ReplayPlan, folder: Path, where: Where) -> list[Replayed]:
     """Every policy on one seed of one scenario."""
     scenario, seed = where
     traces = {name: _requests(plan, scenario, name, seed, folder) for name in plan.scenarios[scenario].traffic}
+    if not any(map(len, traces.values())):
+        sources = ", ".join(trace.source for trace in traces.values())
+        raise UsageError(f"plan {plan.name}: scenario {scenario}: no model has requests on seed {seed} ({sources})")
     setup = make_setup(plan, scenario, plan.hosts(folder), lab_models(plan), traces)
     offered = {name: _offered(trace, setup.traces[name]) for name, trace in traces.items()}
     return [replace(replay_one(setup, choice, seed), offered=offered) for choice in plan.policies]
@@ -94,10 +97,7 @@ def replay_all(plan: ReplayPlan, folder: Path, where: Where) -> list[Replayed]:
 def _requests(plan: ReplayPlan, scenario: str, model: str, seed: int, folder: Path) -> Trace:
     traffic = plan.scenarios[scenario].traffic[model]
     with naming(f"plan {plan.name}: scenario {scenario}: model {model}"):
-        trace = seeded_trace(base_trace(traffic, model, folder), traffic, seed)
-        if not len(trace):
-            raise UsageError(f"has no requests on seed {seed} ({trace.source})")
-    return trace
+        return seeded_trace(base_trace(traffic, model, folder), traffic, seed)
 
 
 def _offered(asked: Trace, given: Trace) -> Offered:

@@ -11,10 +11,8 @@ from raylane.autoscaling.traces.layouts import Layout, LayoutName, layout_named,
 from raylane.autoscaling.traces.trace import Trace
 from raylane.cluster.errors import UsageError
 
-FAR = 10.0
-"""A first request this many times the trace's span after the file's zero: that zero is another clock's (Unix time)."""
-SHORTEST_SPAN_S = 3600.0
-"""Shorter traces count as this long there: a quiet beginning of some hours is no other clock."""
+FAR_S = 1e8
+"""A first request so long after the file's zero (three years) is in Unix time."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ def load_trace(path: Path, layout: LayoutName | None = None, only_model: str | N
 def read_trace(path: Path, layout: LayoutName | None = None, only_model: str | None = None) -> Reading:
     """Read a trace. The layout is known by the header unless given; `only_model` picks one model of a mixed trace.
 
-    Rows without tokens are left out and counted, rows out of order are sorted, and a clock that began long before the
-    first request is set to 0 there; the trace's `source` says all of it.
+    Rows without tokens are left out and counted, rows out of order are sorted, and Unix times begin at 0 with the first
+    request; the trace's `source` says all of it.
     The trace lasts until its last request. Raises UsageError naming file, line, column and value.
     """
     name = recognised(path, header_of(path)) if layout is None else layout
@@ -57,8 +55,7 @@ def read_trace(path: Path, layout: LayoutName | None = None, only_model: str | N
         raise UsageError(f"{path}: none of {len(at_s)} rows is a request with tokens in and out{_of(only_model)}")
     order = kept[np.argsort(at_s[kept], kind="stable")]
     first_s, last_s = float(at_s[order[0]]), float(at_s[order[-1]])
-    far = not chosen.starts_at_first and first_s > FAR * max(last_s - first_s, SHORTEST_SPAN_S)
-    begin_s = first_s if far or chosen.starts_at_first else 0.0
+    begin_s = first_s if chosen.starts_at_first or first_s > FAR_S else 0.0
     reading = Reading(
         trace=Trace(
             name=_bare_name(path),
@@ -73,7 +70,7 @@ def read_trace(path: Path, layout: LayoutName | None = None, only_model: str | N
         without_output=int((wanted & (outputs == 0)).sum()),
         without_input=int((wanted & (outputs > 0) & (inputs == 0)).sum()),
         sorted_here=bool((order != kept).any()),
-        zero_moved_s=begin_s if far else None,
+        zero_moved_s=begin_s if begin_s and not chosen.starts_at_first else None,
     )
     return replace(reading, trace=replace(reading.trace, source=_source(reading)))
 

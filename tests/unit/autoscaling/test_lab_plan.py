@@ -135,7 +135,7 @@ def test_a_plan_written_out_reads_back() -> None:
         pytest.param(
             {"shape": STEADY},
             {"m": {"tensor_parallel": 16, "replicas": {"min": 0, "max": 2}}},
-            "scenario calm: model m: a replica takes 16 GPUs, the largest host has 12",
+            "scenario calm: model m: a replica takes 16 GPUs with usable links to each other, the largest host has 12",
             id="a replica larger than every host",
         ),
         pytest.param(
@@ -147,7 +147,7 @@ def test_a_plan_written_out_reads_back() -> None:
         pytest.param(
             {"shape": STEADY, "scale": 1e-9},
             {},
-            r"scenario calm: model m: has no requests on seed 1 \(generated: constant\)",
+            r"scenario calm: no model has requests on seed 1 \(generated: constant\)",
             id="no requests",
         ),
         pytest.param(
@@ -206,3 +206,14 @@ def test_every_key_of_a_plan_is_documented() -> None:
     section = DOCS.read_text(encoding="utf-8").partition("### The plan\n")[2].partition("\n### ")[0]
     keys = [key for kind in (ReplayPlan, ReplayModel, Traffic) for key in kind.model_fields]
     assert [key for key in keys if f"`{key}`" not in section] == []
+
+
+@pytest.mark.parametrize("policy", ["fixed", "static", "oracle"])
+def test_a_model_that_nobody_asks_for_on_a_seed_is_replayed_beside_others(folder: Path, policy: str) -> None:
+    made = plan({"shape": STEADY}, policy, busy={}, rare={})
+    rare = Traffic.model_validate({"shape": STEADY, "scale": 1e-9})
+    calm = made.scenarios["calm"].model_copy(update={"traffic": {**made.scenarios["calm"].traffic, "rare": rare}})
+    ((run,),) = replay(made.model_copy(update={"scenarios": {"calm": calm}}), folder, 1)
+    counts = {name: given.requests for name, given in run.offered.items()}
+    assert counts["rare"] == 0
+    assert counts["busy"] > 30
