@@ -68,7 +68,8 @@ def gateway_application(config: DeploymentConfig, hosts: int) -> Json:
 
 def required_replicas(config: DeploymentConfig) -> dict[str, int]:
     """Replicas that a new deployment cannot do without: each model's minimum; one where nothing would start it."""
-    least = 0 if config.wants_scaling else 1
+    woken = config.wants_scaling and config.scaling is not None and config.scaling.mode == "act"
+    least = 0 if woken else 1
     return {name: max(least, model.replicas.min) for name, model in config.models.items()}
 
 
@@ -80,8 +81,7 @@ def first_replicas(config: DeploymentConfig, running: Mapping[str, int], gpus: f
     """
     found = required_replicas(config)
     for name in running.keys() & found.keys():
-        bounds = config.models[name].replicas
-        found[name] = max(bounds.min, min(bounds.max, running[name]))
+        found[name] = max(found[name], min(config.models[name].replicas.max, running[name]))
     left = gpus - sum(config.models[name].gpus * count for name, count in found.items())
     for name, model in config.models.items():
         if name not in running and not found[name] and model.gpus <= left:

@@ -100,7 +100,11 @@ def _why_first(config: DeploymentConfig) -> str:
         for name, count in required_replicas(config).items()
         if config.models[name].gpus and count > config.models[name].replicas.min
     ]
-    return f"; without an autoscaler each model starts with a replica, {', '.join(started)} too" if started else ""
+    return (
+        f"; without an autoscaler that acts each model starts with a replica, {', '.join(started)} too"
+        if started
+        else ""
+    )
 
 
 def _check_fits_in(config: DeploymentConfig, fleet_gpus: int, origin: str) -> None:

@@ -142,8 +142,10 @@ def test_a_new_model_that_may_rest_does_so_where_no_gpu_is_left(
     assert first_replicas(config(8000, {}, **models), running, gpus) == asked
 
 
-def test_without_an_autoscaler_no_new_model_rests() -> None:
-    assert first_replicas(config(a=REST, b=REST), {}, 1) == {"a": 1, "b": 1}
+@pytest.mark.parametrize("scaling", [None, {"mode": "shadow"}, {"policy": "fixed"}])
+@pytest.mark.parametrize("running", [{}, {"a": 0}])
+def test_no_model_rests_where_nothing_would_wake_it(scaling: dict[str, Any] | None, running: dict[str, int]) -> None:
+    assert first_replicas(config(8000, scaling, a=REST, b=REST), running, 1) == {"a": 1, "b": 1}
 
 
 @pytest.mark.parametrize("replicas", [0, 1, 3])

@@ -50,7 +50,10 @@ def test_what_fits_passes(models: dict[str, dict[str, Any]]) -> None:
         ),
         pytest.param(
             {"a": {"tensor_parallel": 8, "replicas": {"min": 0}}, "b": {"tensor_parallel": 8, "replicas": {"min": 0}}},
-            ("the first replicas need 16 GPUs", "without an autoscaler each model starts with a replica, a, b too"),
+            (
+                "the first replicas need 16 GPUs",
+                "without an autoscaler that acts each model starts with a replica, a, b too",
+            ),
             id="a model that nothing would wake",
         ),
     ],
