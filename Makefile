@@ -9,9 +9,9 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 STUDY := docs/results/autoscaling
 COMPILED := .compiled
-COMPILED_PYTHON := PYTHONPATH=$(CURDIR)/$(COMPILED) $(BIN)/python -P -m raylane.autoscaling.study
+COMPILED_PYTHON := PYTHONPATH=$(CURDIR)/$(COMPILED):$(CURDIR) $(BIN)/python -P -m studies.autoscaling
 SIMULATOR := $(addprefix raylane/deployments/simulator/,request.py prefix_cache.py scheduler.py step_model.py replica.py)
-KNOBS := autoscaling/study/knobs.json
+KNOBS := studies/autoscaling/knobs.json
 
 .PHONY: install demo test check unit serve launcher format clean autoscaling-study autoscaling-report
 
@@ -37,6 +37,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	for package in cluster deployments autoscaling benchmarks cost cli; do $(BIN)/mypy -p raylane.$$package || exit 1; done
 	$(BIN)/mypy tests
+	$(BIN)/mypy -p studies
 	$(BIN)/lint-imports
 
 unit: $(INSTALLED)
@@ -50,9 +51,8 @@ serve: $(INSTALLED)
 launcher: $(INSTALLED)
 	RAYLANE_HEADLESS_S=$${RAYLANE_HEADLESS_S:-120} $(BIN)/pytest tests/serve/test_launcher_namespaces.py
 
-# A copy of the packages with the simulator's hot modules compiled, made anew whenever a source changes. The knobs are
-# no source: tuning writes them.
-$(COMPILED)/.built: $(INSTALLED) $(shell find cluster deployments autoscaling -name '*.py' -o -name '*.yaml' -o -name '*.json' ! -path $(KNOBS))
+# A copy of the packages with the simulator's hot modules compiled, made anew whenever a source changes.
+$(COMPILED)/.built: $(INSTALLED) $(shell find cluster deployments autoscaling -name '*.py' -o -name '*.yaml' -o -name '*.json')
 	rm -rf $(COMPILED)
 	mkdir $(COMPILED)
 	cp -rL src/raylane $(COMPILED)/
@@ -65,7 +65,6 @@ $(COMPILED)/.built: $(INSTALLED) $(shell find cluster deployments autoscaling -n
 # RAYLANE_TRACES (docs/autoscaling.md).
 autoscaling-study: $(COMPILED)/.built
 	$(COMPILED_PYTHON).tune $(STUDY)/tuning
-	cp $(COMPILED)/raylane/$(KNOBS) $(KNOBS)
 	cp $(KNOBS) $(STUDY)/knobs.json
 	$(COMPILED_PYTHON).run $(STUDY)
 	$(COMPILED_PYTHON).bounds $(STUDY)

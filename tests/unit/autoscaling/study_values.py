@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raylane.autoscaling.study.job import Conditions, Job, Records
+from studies.autoscaling.job import Conditions, Job, Records
 
 SHARES = ({"over": 0.5, "under": 0.25}, {"over": 0.7, "under": 0.75})
 KNOBS = {"slo": {"knobs": {"burst_margin": 1.0}, "score": 1.0, "tried": 30}, "kpa": {"knobs": {}, "score": 1.5}}

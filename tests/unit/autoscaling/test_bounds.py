@@ -4,9 +4,9 @@ import pytest
 from small_lab import load, model, setup
 
 from raylane.autoscaling.lab.setup import Setup
-from raylane.autoscaling.study.bounds import bounds, read_bounds, run_bounds, worlds
-from raylane.autoscaling.study.jobs import LONG
 from raylane.cluster.errors import UsageError
+from studies.autoscaling.bounds import bounds, read_bounds, run_bounds, worlds
+from studies.autoscaling.jobs import LONG
 
 
 def two_models() -> Setup:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from raylane.autoscaling.lab.plan import TRACES_VARIABLE
-from raylane.autoscaling.study import check as check_module
-from raylane.autoscaling.study.bounds import World
-from raylane.autoscaling.study.check import check, draw, draw_bound, main, without_traces
-from raylane.autoscaling.study.job import Job, Records
-from raylane.autoscaling.study.runner import run_job
 from raylane.cluster.errors import FailedError, UsageError
+from studies.autoscaling import check as check_module
+from studies.autoscaling.bounds import World
+from studies.autoscaling.check import check, draw, draw_bound, main, without_traces
+from studies.autoscaling.job import Job, Records
+from studies.autoscaling.runner import run_job
 
 JOB = Job("flash-crowd", "all 12 GPUs", "fixed", {"replicas": {"llama-8b": 6, "llama-70b": 3}}, 11)
 NEEDS_TRACE = Job("azure2023-code", "slo", "slo", {}, 11)

@@ -6,7 +6,8 @@ import pytest
 from study_values import SWEEPS, rows, write, write_bounds
 
 from raylane.autoscaling.lab.pareto import Point
-from raylane.autoscaling.study.compare import (
+from raylane.cluster.errors import UsageError
+from studies.autoscaling.compare import (
     above,
     attainment_at,
     compare,
@@ -14,10 +15,9 @@ from raylane.autoscaling.study.compare import (
     compare_at_same_cost,
     cost,
 )
-from raylane.autoscaling.study.headline import front, front_policies, headline
-from raylane.autoscaling.study.job import Job, Records
-from raylane.autoscaling.study.runs import read_study
-from raylane.cluster.errors import UsageError
+from studies.autoscaling.headline import front, front_policies, headline
+from studies.autoscaling.job import Job, Records
+from studies.autoscaling.runs import read_study
 
 OURS = {1: [Point(0.98, 10.0), Point(1.0, 12.0)], 2: [Point(0.98, 11.0), Point(1.0, 13.0)]}
 THEIRS = {1: [Point(0.98, 20.0), Point(1.0, 24.0)], 2: [Point(0.98, 20.0), Point(1.0, 24.0)]}
@@ -149,5 +149,5 @@ def test_the_front_counts_points_of_settings_that_ran_on_every_seed(tmp_path: Pa
 
 
 def test_a_folder_without_runs_is_an_error_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no runs in test/\*\.jsonl"):
+    with pytest.raises(UsageError, match=r"no runs in test\.parquet"):
         read_study(tmp_path)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import study_values as values
 
-from raylane.autoscaling.study.models import models
-from raylane.autoscaling.study.runs import read_study
+from studies.autoscaling.models import models
+from studies.autoscaling.runs import read_study
 
 
 def test_each_model_is_charged_its_own_gpu_hours_at_its_own_attainment(tmp_path: Path) -> None:

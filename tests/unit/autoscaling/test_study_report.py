@@ -7,14 +7,14 @@ from xml.etree import ElementTree
 import pytest
 from study_values import SWEEPS, outcome, rows, write
 
-from raylane.autoscaling.study.job import Conditions, Job, Records
-from raylane.autoscaling.study.jobs import study_jobs, week_jobs
-from raylane.autoscaling.study.markdown import filled
-from raylane.autoscaling.study.report import PARTS, write_report
-from raylane.autoscaling.study.runs import read_study
-from raylane.autoscaling.study.tables import ablation, comparable, conditions, detail, knobs, week
-from raylane.autoscaling.study.tune import TUNED
 from raylane.cluster.errors import UsageError
+from studies.autoscaling.job import Conditions, Job, Records
+from studies.autoscaling.jobs import study_jobs, week_jobs
+from studies.autoscaling.markdown import filled
+from studies.autoscaling.report import PARTS, write_report
+from studies.autoscaling.runs import read_study
+from studies.autoscaling.tables import ablation, comparable, conditions, detail, knobs, week
+from studies.autoscaling.tune import TUNED
 
 SLOW = Conditions(service_time=1.2)
 

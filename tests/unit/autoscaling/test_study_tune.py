@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from raylane.autoscaling.study import tune
-from raylane.autoscaling.study.tune import best_knobs, score, settings
+from studies.autoscaling import tune
+from studies.autoscaling.tune import best_knobs, score, settings
 
 
 def records(rule: str, each: dict[str, tuple[float, float, float]], scenarios: int = 2) -> list[dict[str, Any]]:

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from raylane.benchmarks.perf import gateway_alone as script
-from raylane.benchmarks.perf.gateway_alone import FirstChunk, Load, Rate
-from raylane.benchmarks.perf.gateway_routes import Route, nginx_proxy, program_path, raylane_worker
-from raylane.benchmarks.perf.stub import reply, stub_engine
 from raylane.benchmarks.sse import RawBody, read_stream
 from raylane.cluster.errors import FailedError
+from studies.performance import gateway_alone as script
+from studies.performance.gateway_alone import FirstChunk, Load, Rate
+from studies.performance.gateway_routes import Route, nginx_proxy, program_path, raylane_worker
+from studies.performance.stub import reply, stub_engine
 
 A_RUN_OF_WRK = """Running 1s test @ http://127.0.0.1:1/v1/completions
   1 threads and 32 connections

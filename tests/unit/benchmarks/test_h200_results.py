@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from raylane.benchmarks.h200.calibrate import rows
-from raylane.benchmarks.h200.summary import (
+from raylane.cluster.hosts import LinkLevel, Verdict
+from raylane.cluster.planner import Want, plan
+from raylane.cluster.recording import load_recording, read_recording
+from raylane.cost.prices import shipped_prices
+from studies.h200.calibrate import rows
+from studies.h200.summary import (
     MODELS,
     TABLES,
     USD_PER_GPU_HOUR,
     roofline_tokens_per_s,
     usd_per_million,
 )
-from raylane.cluster.hosts import LinkLevel, Verdict
-from raylane.cluster.planner import Want, plan
-from raylane.cluster.recording import load_recording, read_recording
-from raylane.cost.prices import shipped_prices
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "docs/results/h200"

@@ -1,11 +1,8 @@
 """Random starts, stops and crashes of singles and pairs on every recording."""
 
-import importlib.util
 import random
-import sys
 from itertools import combinations
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -13,31 +10,21 @@ from raylane.cluster.choose import Choice, choose, is_second_best
 from raylane.cluster.hosts import Host
 from raylane.cluster.links import host_links
 from raylane.cluster.recording import load_recording
+from studies.performance.placement_study import by_lowest_index, by_raylane, study
 
 ROOT = Path(__file__).resolve().parents[3]
 RECORDINGS = sorted((ROOT / "tests/fixtures/topology").glob("*.json"))
 PCIE = [path for path in RECORDINGS if path.stem.startswith("l40s")]
 
 
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
-    """The script that prints the table of docs/topology.md."""
-    path = ROOT / "benchmarks/perf/placement_study.py"
-    spec = importlib.util.spec_from_file_location("placement_study", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["placement_study"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("path", PCIE, ids=lambda path: path.stem)
-def test_fewer_pairs_on_second_best_links_than_by_lowest_index(study: ModuleType, path: Path) -> None:
+def test_fewer_pairs_on_second_best_links_than_by_lowest_index(path: Path) -> None:
     hosts = load_recording(path)
-    ours = study.study(hosts, study.by_raylane, load=0.75)
-    rays = study.study(hosts, study.by_lowest_index, load=0.75)
+    ours = study(hosts, by_raylane, load=0.75)
+    rays = study(hosts, by_lowest_index, load=0.75)
     assert ours.pairs > 1000
+    assert ours.share is not None
+    assert rays.share is not None
     assert ours.share < 0.07
     assert ours.share < rays.share / 4
 
