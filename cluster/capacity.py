@@ -270,7 +270,7 @@ def domain_time_ns(links: HostLinks, size: int) -> int:
     return max(
         (
             cost
-            for domain in partition(links.costs, whole)
+            for domain in partition(links.costs, whole, links.far)
             if len(domain) >= size
             for i, j in combinations(domain, 2)
             if (cost := links.costs[i][j]) is not None

@@ -1,7 +1,8 @@
 """Which free GPUs one replica takes. Pure: Ray counts GPUs, this chooses them.
 
 A group for tensor parallelism comes out of the best pairing of everything that is free (most pairs, then the slowest
-as fast as possible, then the least sum), so that this replica is linked well and the next ones too. A single GPU is
+as fast as possible, then the least sum, then the fewest across NUMA nodes), so that this replica is linked well and the
+next ones too. A single GPU is
 taken where it costs the least: from a half-used domain first, so that whole domains stay for tensor parallelism.
 """
 
@@ -10,10 +11,10 @@ from itertools import combinations
 
 import numpy as np
 
-from raylane.cluster.domains import partition
+from raylane.cluster.domains import partition, picked_out
 from raylane.cluster.hosts import Host, LinkLevel, Verdict
-from raylane.cluster.links import HostLinks, NanosecondMatrix, PairScore, Source, host_links
-from raylane.cluster.subsets import EXACT_GPUS, UNUSABLE, SubsetTables, Table, subset_tables
+from raylane.cluster.links import FarMatrix, HostLinks, NanosecondMatrix, PairScore, Source, host_links
+from raylane.cluster.subsets import EXACT_GPUS, FAR_STEPS, UNUSABLE, SubsetTables, Table, subset_tables
 
 DOMAIN_SIZES = (2, 4, 8)
 
@@ -65,25 +66,29 @@ def choose(free: frozenset[str], host: Host, tp: int) -> Choice | Refusal:
     able = tuple(i for i, uuid in enumerate(links.uuids) if uuid in free)
     if len(able) < tp:
         return Refusal(_too_few(host, len(able), len(free) - len(able), tp))
-    picked = pick(links.costs, able, tp, broken_groups(host, links))
+    picked = pick(links.costs, able, tp, broken_groups(host, links), links.far)
     if picked is None:
         return Refusal(f"{host.name}: no {tp} of its {len(able)} free GPUs have usable links to each other")
     return _explain(links, able, picked)
 
 
 def pick(
-    costs: NanosecondMatrix, able: tuple[int, ...], tp: int, broken: frozenset[frozenset[int]] = frozenset()
+    costs: NanosecondMatrix,
+    able: tuple[int, ...],
+    tp: int,
+    broken: frozenset[frozenset[int]] = frozenset(),
+    far: FarMatrix = (),
 ) -> tuple[int, ...] | None:
     """`choose` on indices of a matrix of pair times: `tp` of the free ones (`able`), or None if no set will do."""
-    for window in windows(costs, able):
-        pool = _pool(costs, window, able)
+    for window in windows(costs, able, far):
+        pool = _pool(costs, window, able, far)
         subset = _best_subset(pool, tp, broken)
         if subset is not None:
             return _members(pool, subset)
     return None
 
 
-def windows(costs: NanosecondMatrix, able: tuple[int, ...]) -> list[tuple[int, ...]]:
+def windows(costs: NanosecondMatrix, able: tuple[int, ...], far: FarMatrix = ()) -> list[tuple[int, ...]]:
     """Sets of at most 16 GPUs to weigh: the whole host if that small, else the free ones, half-used domains first."""
     if len(costs) <= EXACT_GPUS:
         return [tuple(range(len(costs)))]
@@ -93,7 +98,7 @@ def windows(costs: NanosecondMatrix, able: tuple[int, ...]) -> list[tuple[int, .
     ordered = [
         i
         for whole in (False, True)
-        for domain in partition(costs, 2)
+        for domain in partition(costs, 2, far)
         if (len(domain) == 2 and free.issuperset(domain)) is whole
         for i in domain
         if i in free
@@ -102,18 +107,18 @@ def windows(costs: NanosecondMatrix, able: tuple[int, ...]) -> list[tuple[int, .
     return [tuple(sorted(ordered[start : start + EXACT_GPUS])) for start in starts]
 
 
-def _pool(costs: NanosecondMatrix, window: tuple[int, ...], able: tuple[int, ...]) -> _Pool:
+def _pool(costs: NanosecondMatrix, window: tuple[int, ...], able: tuple[int, ...], far: FarMatrix) -> _Pool:
     position = {index: bit for bit, index in enumerate(window)}
     free = set(able) & set(window)
     whole = tuple(
         tuple(
             sum(1 << position[i] for i in domain)
-            for domain in partition(costs, size)
+            for domain in partition(costs, size, far)
             if len(domain) == size and free.issuperset(domain)
         )
         for size in DOMAIN_SIZES
     )
-    tables = subset_tables(tuple(tuple(costs[i][j] for j in window) for i in window))
+    tables = subset_tables(picked_out(costs, window), picked_out(far, window))
     return _Pool(window, tables, sum(1 << position[i] for i in free), whole)
 
 
@@ -140,16 +145,18 @@ def _keys(pool: _Pool, candidates: Table, tp: int) -> list[Table]:
     own, rest_slowest = tables.slowest_link[candidates], tables.slowest_pair[rest]
     splits = [_splits(domains, candidates) for domains in pool.whole]
     if tp == 1:
-        partners = np.array([_partners(tables.costs, int(subset)) for subset in candidates], dtype=np.int64)
+        partners = np.array([_partners(tables.prices, int(subset)) for subset in candidates], dtype=np.int64)
         sums = tables.pair_sum[rest]
         return [tables.singles[rest], splits[0], partners, rest_slowest, sums, *splits[1:], candidates]
-    total = tables.link_sum[candidates] + tables.pair_sum[rest]
-    return [tables.singles[rest], np.maximum(own, rest_slowest), total, own, *splits, candidates]
+    own_sum = tables.link_sum[candidates]
+    time_ns, far = np.divmod(own_sum + tables.pair_sum[rest], FAR_STEPS)
+    own_far = own_sum % FAR_STEPS
+    return [tables.singles[rest], np.maximum(own, rest_slowest), time_ns, own, far, own_far, *splits, candidates]
 
 
-def _partners(costs: NanosecondMatrix, single: int) -> int:
+def _partners(prices: NanosecondMatrix, single: int) -> int:
     """How many GPUs the one in this subset has a usable link to."""
-    return sum(cost is not None for cost in costs[single.bit_length() - 1])
+    return sum(price is not None for price in prices[single.bit_length() - 1])
 
 
 def _splits(domains: tuple[int, ...], candidates: Table) -> Table:
@@ -178,8 +185,8 @@ def broken_groups(host: Host, links: HostLinks) -> frozenset[frozenset[int]]:
 def _explain(links: HostLinks, able: tuple[int, ...], picked: tuple[int, ...]) -> Choice:
     uuids = tuple(links.uuids[i] for i in picked)
     if len(picked) == 1:
-        return Choice(uuids, _single_reason(links.costs, set(able), picked[0]), second_best=False)
-    score, second_best = slowest_score(links, picked), is_second_best(links.costs, picked)
+        return Choice(uuids, _single_reason(links, set(able), picked[0]), second_best=False)
+    score, second_best = slowest_score(links, picked), is_second_best(links.costs, picked, links.far)
     verdict = "second best: the faster sets are taken" if second_best else "the best for these GPUs"
     reason = f"slowest link {score.level or 'unknown'}, {score.reason}; {verdict}"
     return Choice(uuids, reason, second_best, score.level, score.seconds, score.source)
@@ -191,8 +198,8 @@ def slowest_score(links: HostLinks, members: tuple[int, ...]) -> PairScore:
     return max(scores, key=lambda score: score.seconds or 0.0)
 
 
-def _single_reason(costs: NanosecondMatrix, able: set[int], index: int) -> str:
-    domain = next(domain for domain in partition(costs, 2) if index in domain)
+def _single_reason(links: HostLinks, able: set[int], index: int) -> str:
+    domain = next(domain for domain in partition(links.costs, 2, links.far) if index in domain)
     if len(domain) == 1:
         return "has no partner on this host"
     if able.issuperset(domain):
@@ -200,7 +207,7 @@ def _single_reason(costs: NanosecondMatrix, able: set[int], index: int) -> str:
     return "fills a half-used domain"
 
 
-def is_second_best(costs: NanosecondMatrix, members: tuple[int, ...]) -> bool:
+def is_second_best(costs: NanosecondMatrix, members: tuple[int, ...], far: FarMatrix = ()) -> bool:
     """True if the slowest link among these GPUs is slower than the one inside the domain of one of them.
 
     Domains are those of their number (the next larger size where that is no power of two).
@@ -211,7 +218,7 @@ def is_second_best(costs: NanosecondMatrix, members: tuple[int, ...]) -> bool:
     own = slowest_link(costs, members)
     return any(
         own > slowest_link(costs, domain)
-        for domain in partition(costs, size)
+        for domain in partition(costs, size, far)
         if len(domain) >= len(members) and not set(domain).isdisjoint(members)
     )
 

@@ -1,14 +1,17 @@
 """Group a host's GPUs so that the fast links lie inside the groups. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
+from typing import TypeVar
 
 from raylane.cluster.hosts import Host, LinkLevel
-from raylane.cluster.links import HostLinks, NanosecondMatrix, Source, host_links
+from raylane.cluster.links import FarMatrix, HostLinks, NanosecondMatrix, Source, host_links
 from raylane.cluster.subsets import EXACT_GPUS, subset_tables
 
 Indices = tuple[int, ...]
+Cell = TypeVar("Cell")
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,12 @@ class Domain:
 def domains(host: Host, size: int = 2) -> tuple[Domain, ...]:
     """Split a host into domains of `size` GPUs (2, 4, 8 or 16), and smaller ones for what is left.
 
-    Pairs: as many usable ones as possible, then the slowest of them as fast as possible, then the least sum of times;
-    exact up to 16 GPUs, above that exact within each run of 16 neighbours. Larger domains join smaller ones by the
-    same rule. GPUs in MIG mode are in no domain.
+    Pairs: as many usable ones as possible, then the slowest of them as fast as possible, then the least sum of times,
+    then the fewest across NUMA nodes; exact up to 16 GPUs, above that exact within each run of 16 neighbours. Larger
+    domains join smaller ones by the same rule. GPUs in MIG mode are in no domain.
     """
     links = host_links(host)
-    return tuple(describe(links, group) for group in partition(links.costs, size))
+    return tuple(describe(links, group) for group in partition(links.costs, size, links.far))
 
 
 def describe(links: HostLinks, group: Indices) -> Domain:
@@ -46,16 +49,20 @@ def describe(links: HostLinks, group: Indices) -> Domain:
 
 
 @lru_cache(maxsize=256)
-def partition(costs: NanosecondMatrix, size: int) -> tuple[Indices, ...]:
-    """Groups of at most `size` indices, each index in one group, ordered by their first index."""
+def partition(costs: NanosecondMatrix, size: int, far: FarMatrix = ()) -> tuple[Indices, ...]:
+    """Groups of at most `size` indices, each index in one group, ordered by their first index.
+
+    `far` decides between equal times.
+    """
     if size not in (1, 2, 4, 8, 16):
         raise ValueError(f"domains have 1, 2, 4, 8 or 16 GPUs, not {size}")
     if size == 1:
         return tuple((i,) for i in range(len(costs)))
-    parts = partition(costs, size // 2)
+    parts = partition(costs, size // 2, far)
     whole = [part for part in parts if len(part) == size // 2]
     rest = [part for part in parts if len(part) < size // 2]
-    joined = [tuple(sorted(sum((whole[i] for i in group), ()))) for group in pair_up(joint_costs(costs, whole))]
+    groups = pair_up(joint_costs(costs, whole), joint_far(far, whole))
+    joined = [tuple(sorted(sum((whole[i] for i in group), ()))) for group in groups]
     return tuple(sorted([*joined, *rest]))
 
 
@@ -70,13 +77,18 @@ def joint_costs(costs: NanosecondMatrix, parts: list[Indices]) -> NanosecondMatr
     return tuple(tuple(None if a is b else slowest(a, b) for b in parts) for a in parts)
 
 
-def pair_up(costs: NanosecondMatrix) -> list[Indices]:
+def joint_far(far: FarMatrix, parts: list[Indices]) -> FarMatrix:
+    """Between each two parts, how far apart their GPUs are in all."""
+    return tuple(tuple(sum(far[i][j] for i in a for j in b) for b in parts) for a in parts) if far else ()
+
+
+def pair_up(costs: NanosecondMatrix, far: FarMatrix = ()) -> list[Indices]:
     """The best pairing of all indices, those left over alone. Above 16, run by run until nothing more pairs up."""
     left = list(range(len(costs)))
     pairs: list[Indices] = []
     while len(left) > 1:
         runs = [left[start : start + EXACT_GPUS] for start in range(0, len(left), EXACT_GPUS)]
-        found = [pair for run in runs for pair in pair_run(costs, run)]
+        found = [pair for run in runs for pair in pair_run(costs, run, far)]
         if not found:
             break
         pairs += found
@@ -85,7 +97,12 @@ def pair_up(costs: NanosecondMatrix) -> list[Indices]:
     return [*pairs, *((i,) for i in left)]
 
 
-def pair_run(costs: NanosecondMatrix, run: list[int]) -> list[Indices]:
+def pair_run(costs: NanosecondMatrix, run: list[int], far: FarMatrix = ()) -> list[Indices]:
     """The best pairing of at most 16 of the indices."""
-    tables = subset_tables(tuple(tuple(costs[i][j] for j in run) for i in run))
+    tables = subset_tables(picked_out(costs, run), picked_out(far, run))
     return [(run[i], run[j]) for i, j in tables.pairs((1 << len(run)) - 1)]
+
+
+def picked_out(matrix: tuple[tuple[Cell, ...], ...], indices: Sequence[int]) -> tuple[tuple[Cell, ...], ...]:
+    """The rows and columns of these indices; an empty matrix stays empty."""
+    return tuple(tuple(matrix[i][j] for j in indices) for i in indices) if matrix else ()

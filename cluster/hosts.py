@@ -5,14 +5,22 @@ Whatever the driver does not tell is None, never 0 or -1.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, with_config
+from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt, with_config
 
 STRICT = ConfigDict(extra="forbid", use_enum_values=False, allow_inf_nan=False)
 
 Seconds = Annotated[float, Field(gt=0, le=1e6)]  # of a message between GPUs: beyond it is no measurement
 BytesPerS = Annotated[float, Field(ge=1)]
+
+
+def _node_or_none(value: Any) -> Any:
+    """Linux writes -1 for a device that belongs to no NUMA node."""
+    return None if type(value) is int and value == -1 else value
+
+
+NumaNode = Annotated[NonNegativeInt | None, BeforeValidator(_node_or_none)]
 
 
 class LinkLevel(StrEnum):
@@ -74,7 +82,7 @@ class Gpu:
     name: str
     memory_bytes: PositiveInt | None = None
     pci_bus_id: str | None = None
-    numa_node: NonNegativeInt | None = None
+    numa_node: NumaNode = None
     cpu_affinity: tuple[NonNegativeInt, ...] | None = None
     pcie_gen_now: NonNegativeInt | None = None
     pcie_gen_max: NonNegativeInt | None = None

@@ -31,6 +31,8 @@ LEVEL_SHARE = {
 the levels between are spaced evenly, only their order matters."""
 
 NanosecondMatrix = tuple[tuple[int | None, ...], ...]
+FarMatrix = tuple[tuple[int, ...], ...]
+"""How far apart the GPUs of each pair are where their links are equally fast: see `far_apart`. Empty: nothing known."""
 
 
 class Source(StrEnum):
@@ -59,12 +61,14 @@ class PairScore:
 class HostLinks:
     """The usable GPUs of a host, in its order, and every pair's score.
 
-    `costs[i][j]` is the time of the pair's speed class in ns, None where the pair must not be used.
+    `costs[i][j]` is the time of the pair's speed class in ns, None where the pair must not be used; `far[i][j]` decides
+    between pairs of one class.
     """
 
     uuids: tuple[str, ...]
     scores: tuple[tuple[PairScore | None, ...], ...]
     costs: NanosecondMatrix
+    far: FarMatrix
 
     def score(self, a: str, b: str) -> PairScore:
         """The score of two different GPUs by uuid."""
@@ -120,6 +124,15 @@ def score_pair(a: Gpu, b: Gpu, link: Link, slowest_of_level: dict[LinkLevel | No
     return PairScore(label_time_s(a, b, link), Source.LABEL, link.level, "by label")
 
 
+def far_apart(a: Gpu, b: Gpu) -> int:
+    """0 on one NUMA node, 2 on two, 1 where that is not known; of a GPU without a node its nearest CPUs tell."""
+    if a.numa_node is not None and b.numa_node is not None:
+        return 0 if a.numa_node == b.numa_node else 2
+    if a.cpu_affinity and b.cpu_affinity:
+        return 2 if set(a.cpu_affinity).isdisjoint(b.cpu_affinity) else 0
+    return 1
+
+
 @lru_cache(maxsize=4096)
 def host_links(host: Host) -> HostLinks:
     """Score every pair of the host's GPUs. GPUs in MIG mode are left out: an engine cannot take one whole."""
@@ -133,7 +146,8 @@ def host_links(host: Host) -> HostLinks:
             link = links.get((b.uuid, a.uuid)) or links.get((a.uuid, b.uuid)) or Link(b.uuid, a.uuid, None)
             rows[i][j] = rows[j][i] = score_pair(b, a, link, slowest)
     scores = tuple(tuple(row) for row in rows)
-    return HostLinks(tuple(gpu.uuid for gpu in gpus), scores, cost_matrix(scores))
+    far = tuple(tuple(0 if a is b else far_apart(a, b) for b in gpus) for a in gpus)
+    return HostLinks(tuple(gpu.uuid for gpu in gpus), scores, cost_matrix(scores), far)
 
 
 def slowest_measured(host: Host) -> dict[LinkLevel | None, float]:

@@ -31,7 +31,8 @@ class Move:
 def better_choice(free: frozenset[str], held: tuple[str, ...], host: Host) -> Choice | Refusal:
     """Better GPUs for a replica that holds `held`, out of those and the `free` ones; Refusal when there are none.
 
-    Better is a faster slowest link; with an equal one, more free GPUs that pair up afterwards.
+    Better is a faster slowest link; with an equal one, more free GPUs that pair up afterwards; then fewer pairs across
+    NUMA nodes.
     """
     choice = choose(free | set(held), host, len(held))
     if isinstance(choice, Refusal):
@@ -71,7 +72,7 @@ def free_a_domain(host: Host, held: Mapping[frozenset[str], str], tp: int) -> Mo
     if any(free.issuperset(domain) for domain in domains):
         return None
     able = [domain for domain in domains if all(uuid in free or uuid in singles for uuid in domain)]
-    for domain in sorted(able, key=lambda domain: (_taken(domain, free), _slowest(links, domain))):
+    for domain in sorted(able, key=lambda domain: (_taken(domain, free), _slowest(links, domain), _far(links, domain))):
         moved = next(uuid for uuid in domain if uuid not in free)
         elsewhere = free.difference(domain)
         if len(elsewhere) < _taken(domain, free):
@@ -83,13 +84,21 @@ def free_a_domain(host: Host, held: Mapping[frozenset[str], str], tp: int) -> Mo
     return None
 
 
-def _standing(links: HostLinks, uuids: tuple[str, ...], everything: frozenset[str]) -> tuple[int, int]:
-    """How good these GPUs are, smaller is better: their slowest link, then how few whole domains they leave free."""
+def _standing(links: HostLinks, uuids: tuple[str, ...], everything: frozenset[str]) -> tuple[int, int, int]:
+    """How good these GPUs are, smaller is better: their slowest link, how few whole domains they leave free, how far
+    apart they are."""
     rest = everything.difference(uuids)
     whole = sum(
-        len(domain) == 2 and rest.issuperset(links.uuids[i] for i in domain) for domain in partition(links.costs, 2)
+        len(domain) == 2 and rest.issuperset(links.uuids[i] for i in domain)
+        for domain in partition(links.costs, 2, links.far)
     )
-    return (_slowest(links, uuids), -whole)
+    return (_slowest(links, uuids), -whole, _far(links, uuids))
+
+
+def _far(links: HostLinks, uuids: tuple[str, ...]) -> int:
+    """How far apart these GPUs are in all, those that are still there."""
+    members = [links.uuids.index(uuid) for uuid in uuids if uuid in links.uuids]
+    return sum(links.far[i][j] for i, j in combinations(members, 2))
 
 
 def _slowest(links: HostLinks, uuids: tuple[str, ...]) -> int:
@@ -107,7 +116,8 @@ def _whole_domains(host: Host, links: HostLinks, tp: int) -> list[tuple[str, ...
     if size is None or tp < 2:
         raise ValueError(f"domains have 2 to 16 GPUs, not {tp}")
     broken = broken_groups(host, links)
-    groups = [group for group in partition(links.costs, size) if len(group) == size and frozenset(group) not in broken]
+    parts = partition(links.costs, size, links.far)
+    groups = [group for group in parts if len(group) == size and frozenset(group) not in broken]
     return [tuple(links.uuids[i] for i in group) for group in groups]
 
 

@@ -11,7 +11,7 @@ from itertools import combinations
 from raylane.cluster.capacity import Capacity, Kind, can_hold, parts_of
 from raylane.cluster.choose import broken_groups, is_second_best, pick, slowest_score
 from raylane.cluster.hosts import Host, LinkLevel
-from raylane.cluster.links import NanosecondMatrix, host_links
+from raylane.cluster.links import FarMatrix, NanosecondMatrix, host_links
 
 
 @dataclass(frozen=True)
@@ -183,20 +183,20 @@ def place(
     for host, share in zip(hosts, shares, strict=True):
         replicas = sorted((k for k, count in enumerate(share) for _ in range(count)), key=lambda k: -kinds[k].tp)
         links = host_links(host)
-        groups = assign(links.costs, tuple(kinds[k].tp for k in replicas), broken_groups(host, links))
+        groups = assign(links.costs, tuple(kinds[k].tp for k in replicas), broken_groups(host, links), links.far)
         for k, group in zip(replicas, groups, strict=True):
             yield Placement(
                 model=next(waiting[k]),
                 host=host.name,
                 uuids=tuple(links.uuids[i] for i in group),
                 level=slowest_score(links, group).level if len(group) > 1 else None,
-                second_best=len(group) > 1 and is_second_best(links.costs, group),
+                second_best=len(group) > 1 and is_second_best(links.costs, group, links.far),
             )
 
 
 @lru_cache(maxsize=4096)
 def assign(
-    costs: NanosecondMatrix, sizes: tuple[int, ...], broken: frozenset[frozenset[int]]
+    costs: NanosecondMatrix, sizes: tuple[int, ...], broken: frozenset[frozenset[int]], far: FarMatrix = ()
 ) -> tuple[tuple[int, ...], ...]:
     """GPUs for groups of these sizes (largest first) on one host: by `choose`'s rule, or by search where that fails.
 
@@ -205,29 +205,45 @@ def assign(
     free = tuple(range(len(costs)))
     groups: list[tuple[int, ...]] = []
     for size in sizes:
-        group = pick(costs, free, size, broken)
+        group = pick(costs, free, size, broken, far)
         if group is None:
-            return search(costs, sizes, broken, tuple(range(len(costs))))
+            return search(costs, sizes, broken, tuple(range(len(costs))), far)
         groups.append(group)
         free = tuple(i for i in free if i not in group)
     return tuple(groups)
 
 
 def search(
-    costs: NanosecondMatrix, sizes: tuple[int, ...], broken: frozenset[frozenset[int]], free: tuple[int, ...]
+    costs: NanosecondMatrix,
+    sizes: tuple[int, ...],
+    broken: frozenset[frozenset[int]],
+    free: tuple[int, ...],
+    far: FarMatrix = (),
 ) -> tuple[tuple[int, ...], ...]:
-    """Any way to form all groups, by trying every one. ValueError if there is none."""
+    """A way to form all groups, by trying every one, the best linked first. ValueError if there is none."""
     if not sizes:
         return ()
-    for group in combinations(free, sizes[0]):
-        linked = all(costs[i][j] is not None for i, j in combinations(group, 2))
-        if linked and frozenset(group) not in broken:
-            try:
-                rest = tuple(i for i in free if i not in group)
-                return (group, *search(costs, sizes[1:], broken, rest))
-            except ValueError:
-                continue
+    groups = [
+        group for group in combinations(free, sizes[0]) if usable(costs, group) and frozenset(group) not in broken
+    ]
+    for group in sorted(groups, key=lambda group: standing(costs, far, group)):
+        try:
+            rest = tuple(i for i in free if i not in group)
+            return (group, *search(costs, sizes[1:], broken, rest, far))
+        except ValueError:
+            continue
     raise ValueError(f"no groups of {sizes} GPUs among {len(free)}")
+
+
+def usable(costs: NanosecondMatrix, group: tuple[int, ...]) -> bool:
+    """True if every link within the group may be used."""
+    return all(costs[i][j] is not None for i, j in combinations(group, 2))
+
+
+def standing(costs: NanosecondMatrix, far: FarMatrix, group: tuple[int, ...]) -> tuple[int, int, int]:
+    """How good a group of usable links is, smaller is better: slowest link, sum, how far apart its GPUs are."""
+    times = [cost for i, j in combinations(group, 2) if (cost := costs[i][j]) is not None]
+    return max(times, default=0), sum(times), sum(far[i][j] for i, j in combinations(group, 2)) if far else 0
 
 
 def nowhere(parts: Sequence[Host], kind: Kind) -> str:
@@ -289,9 +305,6 @@ def stranded_reason(costs: NanosecondMatrix, index: int, free: tuple[int, ...], 
     if len(partners) + 1 < smallest:
         return f"{len(partners)} free GPUs beside it have a usable link to it; the smallest model takes {smallest}"
     for size in sizes:
-        if any(
-            all(costs[i][j] is not None for i, j in combinations(group, 2))
-            for group in combinations(partners, size - 1)
-        ):
+        if any(usable(costs, group) for group in combinations(partners, size - 1)):
             return None
     return "the free GPUs it is linked to are not all linked to each other"

@@ -1,20 +1,32 @@
 """One strict, frozen base for everything read from YAML or JSON, and the loader that explains what is wrong."""
 
+import re
+from datetime import date
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from raylane.cluster.errors import UsageError
 
+TWO_READINGS = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_.]+)+)")
+"""Numbers that YAML 1.1 counts by 8 (010) or by 60 (1:30), which nobody means."""
+
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Reads YAML as usual, but a key given twice is an error, not the last one silently."""
+    """Reads YAML as usual, but a key given twice is an error, not the last one silently, and so is a number that could
+    be read in two ways."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._keys: dict[yaml.Node, str] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, value_node in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                self._keys[value_node] = f"{key_node.value}: "
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag != "tag:yaml.org,2002:merge":
                 if key_node.value in seen:
                     raise yaml.constructor.ConstructorError(
@@ -26,20 +38,35 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """As usual; a value that looks like some type and is none (the date 2026-13-45) is an error with its place."""
+        kind = node.tag.rpartition(":")[2]
         try:
+            if kind in ("int", "float") and TWO_READINGS.fullmatch(node.value):
+                raise ValueError("it has two readings")
             return super().construct_object(node, deep)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            kind = node.tag.rpartition(":")[2]
-            problem = f"{node.value!r} is no {kind} ({error}); quote it if it is text"
+            problem = f"{self._keys.get(node, '')}{node.value!r} is no {kind} ({error}); quote it if it is text"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
 
 class StrictModel(BaseModel):
-    """Base of every config model: unknown keys and infinite numbers are errors, values never change after loading."""
+    """Base of every config model: unknown keys, infinite numbers and true for a number are errors, values never change
+    after loading."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, data: Any) -> Any:
+        """Handed on as text, which is refused in its place."""
+        if not isinstance(data, dict) or not any(type(value) is bool for value in data.values()):
+            return data
+        numbers = {name for name, field in cls.model_fields.items() if _is_number(field.annotation)}
+        return {
+            name: str(value).lower() if type(value) is bool and name in numbers else value
+            for name, value in data.items()
+        }
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
@@ -52,6 +79,8 @@ class StrictModel(BaseModel):
             raise UsageError(f"{path}: cannot be read: not UTF-8 text") from error
         try:
             data = yaml.load(text, UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        except yaml.MarkedYAMLError as error:
+            raise UsageError(f"{path}: not valid YAML: {_in_one_line(error)}") from error
         except (yaml.YAMLError, TypeError, ValueError) as error:  # the last two of tags like "!!set [1]"
             raise UsageError(f"{path}: not valid YAML: {error}") from error
         except RecursionError as error:
@@ -84,8 +113,36 @@ def explain(error: ValidationError, origin: str) -> list[str]:
         elif item["type"] == "missing":
             lines.append(f"{origin}: {key}: required key is missing")
         else:
-            lines.append(f"{origin}: {key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
+            words = WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
+            lines.append(f"{origin}: {key}: {words} (got {_as_written(item['input'])})")
     return lines
+
+
+WORDS = {
+    "string_type": "text is expected; put the value in quotes if it is text",
+    "dict_type": "keys with values are expected",
+    "model_type": "keys with values are expected",
+}
+"""What is wrong, where pydantic says it in Python's words."""
+
+
+def _as_written(value: Any) -> str:
+    """A value as a file has it: 2026-08-17, not datetime.date(2026, 8, 17)."""
+    return value.isoformat() if isinstance(value, date) else repr(value)
+
+
+def _in_one_line(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+    return place + ", ".join(words for words in (error.context, error.problem) if words)
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether values of this type are numbers, and none of them true or false."""
+    if annotation in (int, float):
+        return True
+    inner = get_args(annotation)
+    return bool not in inner and Any not in inner and any(_is_number(each) for each in inner if each in (int, float))
 
 
 def _inside(place: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:

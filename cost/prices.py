@@ -1,22 +1,33 @@
 """The price book: what an hour of a GPU costs, who says so and when. Shipped prices, and files of the user's own."""
 
 import re
+from datetime import date, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import AfterValidator, NonNegativeFloat, model_validator
+from pydantic import BeforeValidator, NonNegativeFloat, model_validator
 
 from raylane.cluster.errors import UsageError
-from raylane.cluster.strict import StrictModel
+from raylane.cluster.strict import StrictModel, UniqueKeyLoader
 
-_DATE = re.compile(r"^\d{4}(-\d{2}(-\d{2})?)?$")
+_DATE = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2}))?)?")
 
 
-def _date(text: str) -> str:
-    if not _DATE.match(text):
+def _date(value: Any) -> Any:
+    """A date as text, also where YAML has read it as a date (a day) or a number (a year)."""
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value.isoformat()
+    text = str(value) if type(value) in (int, str) else ""
+    match = _DATE.fullmatch(text)
+    if match is None:
         raise ValueError("must be YYYY, YYYY-MM or YYYY-MM-DD")
+    year, month, day = (int(part or 1) for part in match.groups())
+    try:
+        date(year, month, day)
+    except ValueError as error:
+        raise ValueError(f"there is no such date: {error}") from error
     return text
 
 
@@ -27,8 +38,8 @@ class Price(StrictModel):
     provider: str
     usd_per_gpu_hour: NonNegativeFloat
     source: str
-    as_of: Annotated[str, AfterValidator(_date)] | None
-    """YYYY, YYYY-MM or YYYY-MM-DD; null when the source carries no date."""
+    as_of: Annotated[str, BeforeValidator(_date)] | None
+    """YYYY, YYYY-MM or YYYY-MM-DD, in quotes or not; null when the source carries no date."""
     verified: bool = False
     """Read from the provider's own dated price list."""
 
@@ -63,4 +74,4 @@ class PriceBook(StrictModel):
 def shipped_prices() -> PriceBook:
     """The prices that come with raylane."""
     text = files("raylane.cost").joinpath("prices.yaml").read_text(encoding="utf-8")
-    return PriceBook.from_data(yaml.safe_load(text), "prices.yaml")
+    return PriceBook.from_data(yaml.load(text, UniqueKeyLoader), "prices.yaml")  # noqa: S506 - a SafeLoader

@@ -90,7 +90,8 @@ def begin(
     if tp > 1:
         links = host_links(host)
         tally.pairs += 1
-        tally.second_best += is_second_best(links.costs, tuple(sorted(links.uuids.index(uuid) for uuid in uuids)))
+        members = tuple(sorted(links.uuids.index(uuid) for uuid in uuids))
+        tally.second_best += is_second_best(links.costs, members, links.far)
 
 
 def main() -> None:

@@ -190,7 +190,7 @@ def stays_s(taken: bool) -> tuple[float, int]:
     made = setup([model("b", gpus=2, initial=0)], {"b": load(2.0, 300.0, seed=2)})
     world = Watched(made, scripted(made, Script(steps((0, 1)))))
     host = made.hosts[0]
-    for domain in partition(host_links(host).costs, 2) if taken else ():
+    for domain in partition(host_links(host).costs, 2, host_links(host).far) if taken else ():
         assert len(domain) == 2
         assert world.fleet.take_these(host.name, (host.gpus[domain[0]].uuid,)) is not None
     (one,) = world.run().models

@@ -16,10 +16,18 @@ def build_host(
     name: str = "host",
     gpu_names: dict[int, str] | None = None,
     mig: frozenset[int] = frozenset(),
+    nodes: tuple[int | None, ...] | None = None,
 ) -> Host:
-    """GPUs name-0, name-1, ... `times_ms` are measured 32 MiB all-reduces of pairs (a < b), `broken` failed pairs."""
+    """GPUs name-0, name-1, ... `times_ms` are measured 32 MiB all-reduces of pairs (a < b), `broken` failed pairs,
+    `nodes` the NUMA node of each GPU."""
     gpus = tuple(
-        Gpu(f"{name}-{i}", i, (gpu_names or {}).get(i, "NVIDIA L40S"), mig=True if i in mig else None)
+        Gpu(
+            f"{name}-{i}",
+            i,
+            (gpu_names or {}).get(i, "NVIDIA L40S"),
+            mig=True if i in mig else None,
+            numa_node=nodes[i] if nodes else None,
+        )
         for i in range(count)
     )
     links = []

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylane.cluster.domains import domains, partition
-from raylane.cluster.hosts import Host, LinkLevel
-from raylane.cluster.links import NanosecondMatrix, Source
+from raylane.cluster.hosts import Gpu, Host, LinkLevel
+from raylane.cluster.links import FarMatrix, NanosecondMatrix, Source, far_apart
 
 Build = Callable[..., Host]
 Pairs = list[tuple[int, int]]
@@ -115,6 +115,26 @@ def order(costs: NanosecondMatrix, pairs: Pairs) -> tuple[int, int, int] | None:
 
 def pairs_of(costs: NanosecondMatrix) -> Pairs:
     return [(group[0], group[1]) for group in partition(costs, 2) if len(group) == 2]
+
+
+@st.composite
+def nodes_of(draw: st.DrawFn) -> FarMatrix:
+    """How far apart seven GPUs are, some without a known NUMA node."""
+    nodes = [draw(st.sampled_from([0, 1, 1, None])) for _ in range(7)]
+    gpus = [Gpu(str(i), i, "NVIDIA L40S", numa_node=node) for i, node in enumerate(nodes)]
+    return tuple(tuple(far_apart(a, b) for b in gpus) for a in gpus)
+
+
+@settings(max_examples=150)
+@given(matrices(largest=7), nodes_of())
+def test_of_equal_pairings_the_one_with_the_fewest_pairs_across_nodes(costs: NanosecondMatrix, far: FarMatrix) -> None:
+    def key(pairs: Pairs) -> tuple[int, ...] | None:
+        ranked = order(costs, pairs)
+        return None if ranked is None else (*ranked, sum(far[i][j] for i, j in pairs))
+
+    every = (key(pairs) for pairs in all_pairings(tuple(range(len(costs)))))
+    chosen = [(group[0], group[1]) for group in partition(costs, 2, far) if len(group) == 2]
+    assert key(chosen) == min(found for found in every if found is not None)
 
 
 @settings(max_examples=150)

@@ -57,4 +57,4 @@ def play(host: Host, events: int, seed: int) -> None:
 
 def second_best(host: Host, pair: tuple[str, str]) -> bool:
     links = host_links(host)
-    return is_second_best(links.costs, tuple(sorted(links.uuids.index(uuid) for uuid in pair)))
+    return is_second_best(links.costs, tuple(sorted(links.uuids.index(uuid) for uuid in pair)), links.far)

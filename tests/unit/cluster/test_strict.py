@@ -19,6 +19,8 @@ class Outer(StrictModel):
     rows: tuple[Inner, ...] = ()
     tables: tuple[tuple[Inner, ...], ...] = Field(((Inner(),),), min_length=1)
     rate_rps: PositiveFloat = 1.0
+    limit: int | None = None
+    either: bool | float = False
 
 
 def written(folder: Path, text: str) -> Path:
@@ -37,6 +39,11 @@ def written(folder: Path, text: str) -> Path:
         pytest.param("name: a\nrows: [{size: 2}, {size: -1}]\n", "rows.1.size", "-1", id="an element of a list"),
         pytest.param("name: a\nrate_rps: .inf\n", "rate_rps", "inf", id="an endless number"),
         pytest.param("name: a\nrate_rps: .nan\n", "rate_rps", "nan", id="a number that is none"),
+        pytest.param("name: a\nrate_rps: true\n", "rate_rps", "true", id="yes for a number"),
+        pytest.param("name: a\ninner: {size: on}\n", "inner.size", "true", id="on for a number further in"),
+        pytest.param("name: a\nlimit: yes\n", "limit", "true", id="yes for a number that may be absent"),
+        pytest.param("name: 2026-08-17\n", "name", "quotes if it is text (got 2026-08-17)", id="a date for text"),
+        pytest.param("name: 405\n", "name", "quotes if it is text (got 405)", id="a number for text"),
     ],
 )
 def test_a_wrong_file_is_explained_by_file_key_and_value(tmp_path: Path, text: str, key: str, value: str) -> None:
@@ -75,6 +82,8 @@ def test_lists_that_may_not_be_empty(tmp_path: Path, tables: str, keys: list[str
         pytest.param("name: [unclosed", "not valid YAML", id="broken YAML"),
         pytest.param("name: 2026-13-45", "'2026-13-45' is no timestamp", id="a date that does not exist"),
         pytest.param("rows: [{size: 2026-02-30}]", "'2026-02-30' is no timestamp", id="such a date further in"),
+        pytest.param("rate_rps: 010", "line 1, column 11: rate_rps: '010' is no int", id="8 or 10"),
+        pytest.param("rate_rps: 1:30.5", "rate_rps: '1:30.5' is no float", id="a number that YAML counts by 60"),
         pytest.param("rows: !!set [1]", "not valid YAML", id="a tag that its value cannot have"),
         pytest.param("name: !!bool maybe", "'maybe' is no bool", id="a value that is not what its tag says"),
         pytest.param("[" * 5000, "too deeply nested", id="a file without an end to its nesting"),
@@ -86,7 +95,11 @@ def test_a_file_that_is_not_such_a_thing(tmp_path: Path, text: str, says: str) -
     path = written(tmp_path, text)
     with pytest.raises(UsageError, match=r"some\.yaml") as caught:
         Outer.from_yaml(path)
-    assert says in str(caught.value)
+    assert says in str(caught.value).splitlines()[0]
+
+
+def test_true_stays_true_where_it_may_stand(tmp_path: Path) -> None:
+    assert Outer.from_yaml(written(tmp_path, "name: a\neither: true\n")).either is True
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

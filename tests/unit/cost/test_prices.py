@@ -72,6 +72,78 @@ def test_wrong_price(changes: dict[str, Any], message: str) -> None:
         PriceBook.from_data({"prices": {"k": price | changes}}, "mine.yaml")
 
 
+DATED = "prices:\n  ours: {{gpu: L40S, provider: us, usd_per_gpu_hour: {usd}, source: sheet, as_of: {as_of}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        pytest.param("2026", "2026", id="a year, which YAML takes for a number"),
+        pytest.param("2026-08", "2026-08", id="a month"),
+        pytest.param("2026-08-17", "2026-08-17", id="a day, which YAML takes for a date"),
+        pytest.param("'2026'", "2026", id="a year in quotes"),
+        pytest.param("'2026-08-17'", "2026-08-17", id="a day in quotes"),
+        pytest.param("'2024-02-29'", "2024-02-29", id="the day of a leap year"),
+        pytest.param("null", None, id="no date"),
+    ],
+)
+def test_dates_in_quotes_and_without(tmp_path: Path, written: str, read: str | None) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(DATED.format(usd=1.5, as_of=written))
+    assert shipped_prices().with_file(path).get("ours").as_of == read
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "why"),
+    [
+        pytest.param("'2026-13'", "'2026-13'", "no such date: month", id="month 13"),
+        pytest.param("2026-13", "'2026-13'", "no such date: month", id="month 13 without quotes"),
+        pytest.param("'2026-00'", "'2026-00'", "no such date: month", id="month 0"),
+        pytest.param("'2026-02-30'", "'2026-02-30'", "no such date: day", id="30 February"),
+        pytest.param("2026-02-30", "'2026-02-30'", "day is out of range", id="30 February without quotes"),
+        pytest.param("'2025-02-29'", "'2025-02-29'", "no such date: day", id="no leap year"),
+        pytest.param("'0000'", "'0000'", "no such date: year", id="year 0"),
+        pytest.param("2026-8-7", "'2026-8-7'", "YYYY-MM-DD", id="single digits"),
+        pytest.param("08", "'08'", "YYYY-MM-DD", id="a month alone"),
+        pytest.param("20260817", "20260817", "YYYY-MM-DD", id="without dashes"),
+        pytest.param("2026.08", "2026.08", "YYYY-MM-DD", id="a point"),
+        pytest.param("2026:08", "'2026:08'", "two readings", id="a colon, which YAML counts by 60"),
+        pytest.param("true", "True", "YYYY-MM-DD", id="true"),
+        pytest.param("2026-08-17T12:00:00+02:00", "2026-08-17T12:00:00+02:00", "YYYY-MM-DD", id="a time of the day"),
+        pytest.param("'\u0662\u0660\u0662\u0666'", "'\u0662\u0660\u0662\u0666'", "YYYY-MM-DD", id="other digits"),
+    ],
+)
+def test_dates_that_are_none(tmp_path: Path, written: str, value: str, why: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(DATED.format(usd=1.5, as_of=written), encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        shipped_prices().with_file(path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}: ")
+    assert all(words in line for words in ("as_of: ", value, why))
+    assert "datetime" not in line
+
+
+@pytest.mark.parametrize(
+    "written", ["-1", ".nan", ".inf", "1e400", "true", "$1.50", "'1,50'", "''", "1.5 USD", "1:30", "010", "2026-08-17"]
+)
+def test_what_is_no_price(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(DATED.format(usd=written, as_of="2026"))
+    with pytest.raises(UsageError, match="usd_per_gpu_hour: ") as caught:
+        shipped_prices().with_file(path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}: ")
+
+
+def test_a_price_given_twice_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    entry = DATED.format(usd=1.5, as_of="2026")
+    path.write_text(entry + entry.removeprefix("prices:\n"))
+    with pytest.raises(UsageError, match="key 'ours' is given twice"):
+        shipped_prices().with_file(path)
+
+
 def test_unknown_key_lists_what_there_is() -> None:
     book = PriceBook(prices={"a": Price(gpu="g", provider="p", usd_per_gpu_hour=1, source="s", as_of=None)})
     with pytest.raises(UsageError, match="price b: is not in the price book; it has a"):
