@@ -118,8 +118,9 @@ def kv_element_bytes(kv_cache_dtype: str, dtype: str, facts: ModelFacts) -> int:
 
 
 def kv_bytes_per_token(facts: ModelFacts, kv_cache_dtype: str = "auto", dtype: str = "auto") -> int:
-    """KV cache of one token over all layers and GPUs: 2 x layers x kv_heads x head_dim x bytes."""
-    return 2 * facts.layers * facts.kv_heads * facts.head_dim * kv_element_bytes(kv_cache_dtype, dtype, facts)
+    """KV cache of one token in all layers: of each 2 x kv_heads x head_dim x bytes, or a latent vector's."""
+    element = kv_element_bytes(kv_cache_dtype, dtype, facts)
+    return int(sum(each.layers * each.heads * each.bytes_per_token(element) for each in facts.kv_layers))
 
 
 def weight_bytes(facts: ModelFacts, quantization: str | None = None, dtype: str = "auto") -> float:

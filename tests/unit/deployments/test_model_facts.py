@@ -262,7 +262,7 @@ def test_a_format_named_beside_the_config_json_counts(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        pytest.param({"model_type": "deepseek_v3"}, "deepseek_v3.*known.*llama", id="an architecture not counted here"),
+        pytest.param({"model_type": "of_tomorrow"}, "of_tomorrow.*known.*llama", id="an architecture not counted here"),
         pytest.param({"model_type": "llama", "hidden_size": 1}, "num_attention_heads", id="a missing key"),
         pytest.param({**GEMMA_2B, "model_type": "gemma3"}, "text_config: required key", id="a part that is missing"),
     ],
