@@ -5,9 +5,13 @@ from enum import StrEnum
 
 from raylane.cluster.catalog import Accelerator
 from raylane.deployments.model_facts import EXPERT, ModelFacts
+from raylane.deployments.quantization.kv_cache import AUTO
+from raylane.deployments.quantization.splits import broken_groups, broken_split
 from raylane.deployments.weights import (
-    dtype_bytes,
+    head_bytes,
+    input_table_bytes,
     kv_element_bytes,
+    stored_as,
     weight_bytes,
     weight_format,
 )
@@ -123,7 +127,7 @@ def check(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings) -> Fits
 
 
 def with_defaults(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings) -> EngineSettings:
-    """Fill in what vLLM 0.29's server takes by itself (vllm/engine/arg_utils.py), and the checkpoint's quantization."""
+    """Fill in what vLLM 0.29's server takes by itself (vllm/engine/arg_utils.py), and what the checkpoint says."""
     if gpu.memory_bytes >= 160 * GIB:
         tokens, seqs = 16384, 1024
     elif gpu.memory_bytes >= 70 * GIB and "a100" not in gpu.name.casefold():
@@ -133,7 +137,7 @@ def with_defaults(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings)
     return EngineSettings(
         dtype=settings.dtype,
         quantization=settings.quantization or facts.quantization,
-        kv_cache_dtype=settings.kv_cache_dtype,
+        kv_cache_dtype=facts.kv_cache_dtype if settings.kv_cache_dtype == AUTO else settings.kv_cache_dtype,
         max_model_len=settings.max_model_len or facts.max_position_embeddings,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         kv_cache_free_fraction=settings.kv_cache_free_fraction,
@@ -155,10 +159,10 @@ def stage_weight_bytes(facts: ModelFacts, settings: EngineSettings) -> float:
     total = weight_bytes(facts, settings.quantization, settings.dtype)
     if settings.pipeline_parallel == 1:
         return total / settings.tensor_parallel
-    table = facts.input_embedding_parameters * dtype_bytes(settings.dtype, facts)
-    tables = table if facts.tied_embeddings else 2 * table
+    table = input_table_bytes(facts, settings.quantization, settings.dtype)
+    head = head_bytes(facts, settings.quantization, settings.dtype)
     layers = -(-facts.layers // settings.pipeline_parallel)
-    return ((total - tables) * layers / facts.layers + table) / settings.tensor_parallel
+    return ((total - table - head) * layers / facts.layers + max(table, head)) / settings.tensor_parallel
 
 
 def stage_kv_bytes_per_token(facts: ModelFacts, settings: EngineSettings) -> float:
@@ -219,13 +223,11 @@ def _broken_split(facts: ModelFacts, settings: EngineSettings) -> Refusal | None
 
 
 def _split_groups(facts: ModelFacts, settings: EngineSettings) -> Refusal | None:
-    tp, form = settings.tensor_parallel, weight_format(settings.quantization, settings.dtype, facts)
-    for part, width in facts.row_widths:
-        group = form.expert_group_size if part == EXPERT else form.group_size
-        if group and tp > 1 and (width % tp or width // tp % group):
-            reason = (
-                f"{part} of width {width} over {tp} GPUs splits the quantization groups of {form.group_size} weights "
-                f"({width / tp:g} per GPU)"
-            )
-            return Refusal(reason, Limit.SPLIT)
-    return None
+    tp = settings.tensor_parallel
+    if stored := stored_as(settings.quantization, facts):
+        reason = broken_split(stored, tp, facts.kv_heads)
+    else:
+        form = weight_format(settings.quantization, settings.dtype, facts)
+        found = (broken_groups(part, width, tp, form, expert=part == EXPERT) for part, width in facts.row_widths)
+        reason = next((each for each in found if each is not None), None)
+    return None if reason is None else Refusal(reason, Limit.SPLIT)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raylane.cluster.errors import UsageError
-from raylane.deployments.checkpoint_format import checkpoint_group_size, checkpoint_quantization
+from raylane.deployments.checkpoint_format import read_checkpoint
 from raylane.deployments.config_json import ConfigJson
 from raylane.deployments.context_length import longest_context
-
-EXPERT = "an expert"
-"""The part of `row_widths` that is a routed expert."""
+from raylane.deployments.quantization.kv_cache import AUTO
+from raylane.deployments.quantization.linears import EXPERT, Linear, attention, experts, gated_mlp, of_layers, tables
+from raylane.deployments.quantization.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class ModelFacts:
     dtype: str
     notes: tuple[str, ...]
     """What the counts leave out or overstate for this model."""
+    stored: tuple[Stored, ...] = ()
+    """The matrices in the formats of a quantized checkpoint; () for plain weights and where they have no size."""
+    kv_cache_dtype: str = AUTO
+    """The type of KV cache the checkpoint asks for; `auto` for that of the model."""
 
     @property
     def head_parameters(self) -> int:
@@ -75,6 +79,9 @@ class _Variant:
     norms_per_layer: int = 2
     tied: bool = False
     fused_experts: str = ""
+    fused_matrices: bool = False
+    """Whether checkpoints hold q, k and v as one matrix, and gate and up as well."""
+    mlp_name: str = "mlp"
     defaults: Mapping[str, int] = field(default_factory=dict)
     """What transformers 5 takes for keys that published files leave out (the architecture's configuration class)."""
 
@@ -96,10 +103,14 @@ _GEMMA3 = _long(
 _VARIANTS: Mapping[str, _Variant] = {
     "llama": _Variant(defaults=_long(2048)),
     "mistral": _Variant(defaults=_long(131_072, num_key_value_heads=8)),
-    "phi3": _Variant(defaults=_long(4096)),
+    "phi3": _Variant(fused_matrices=True, defaults=_long(4096)),
     "qwen2": _Variant(qkv_bias=True, defaults=_long(32_768)),
     "qwen3": _Variant(head_norms=True, defaults=_long(32_768, head_dim=128)),
-    "mixtral": _Variant(fused_experts="num_local_experts", defaults=_long(131_072, num_key_value_heads=8)),
+    "mixtral": _Variant(
+        fused_experts="num_local_experts",
+        mlp_name="block_sparse_moe",
+        defaults=_long(131_072, num_key_value_heads=8),
+    ),
     "qwen2_moe": _Variant(qkv_bias=True, fused_experts="num_experts", defaults=_long(32_768)),
     "qwen3_moe": _Variant(head_norms=True, fused_experts="num_experts", defaults=_long(32_768)),
     "gemma": _Variant(tied=True, defaults=_long(8192, head_dim=256)),
@@ -122,6 +133,9 @@ def model_facts(config: Mapping[str, Any], origin: str = "config.json") -> Model
     table = shape.vocab * shape.hidden
     stored_tables = table if tied else 2 * table
     outside = stored_tables + shape.layers * shape.small_per_layer + shape.hidden
+    prefix = "" if text is config else "language_model."
+    linears = (*shape.linears(prefix), *tables(prefix, shape.hidden, shape.vocab, tied=tied))
+    checkpoint = read_checkpoint(ConfigJson(config, origin), linears)
     if text.get("sliding_window") and text.get("use_sliding_window", True):
         notes = (*notes, f"layers with a sliding window of {text['sliding_window']} tokens are counted as full ones")
     return ModelFacts(
@@ -144,10 +158,12 @@ def model_facts(config: Mapping[str, Any], origin: str = "config.json") -> Model
         max_position_embeddings=longest_context(numbers, model_type),
         experts=max(1, shape.experts),
         experts_per_token=max(1, shape.experts_per_token),
-        quantization=checkpoint_quantization(config),
-        group_size=checkpoint_group_size(ConfigJson(config, origin)),
+        quantization=checkpoint.quantization,
+        group_size=checkpoint.group_size,
         dtype=str(text.get("torch_dtype") or text.get("dtype") or config.get("torch_dtype") or "bfloat16"),
         notes=notes,
+        stored=checkpoint.stored,
+        kv_cache_dtype=checkpoint.kv_cache_dtype,
     )
 
 
@@ -183,7 +199,8 @@ class _Shape:
     experts_per_token: int
     expert_width: int
     shared_width: int
-    dense_layers: int
+    plain_layers: frozenset[int]
+    """Layers that have one plain MLP; of a mixture the others have experts."""
     all_biases: bool
     mlp_bias: bool
 
@@ -207,10 +224,28 @@ class _Shape:
             experts_per_token=text.whole("num_experts_per_tok") if experts else 0,
             expert_width=text.whole_or_none("moe_intermediate_size") or dense_width,
             shared_width=text.whole(shared) if text.values.get(shared) else 0,
-            dense_layers=_dense_layers(text, layers) if experts else layers,
+            plain_layers=_plain_layers(text, layers) if experts else frozenset(range(layers)),
             all_biases=bool(text.values.get("attention_bias", False)),
             mlp_bias=bool(text.values.get("mlp_bias", False)),
         )
+
+    @property
+    def dense_layers(self) -> int:
+        return len(self.plain_layers)
+
+    def linears(self, prefix: str) -> tuple[Linear, ...]:
+        """The matrices of all layers, by vLLM's names."""
+        return of_layers(self.layers, prefix, self._layer)
+
+    def _layer(self, number: int, name: str) -> list[Linear]:
+        fused, mlp = self.variant.fused_matrices, self.variant.mlp_name
+        found = list(attention(name, self.hidden, self.heads, self.kv_heads, self.head_dim, fused=fused))
+        if number in self.plain_layers:
+            return [*found, *gated_mlp(f"{name}.mlp", "an MLP", self.hidden, self.dense_width, fused=fused)]
+        if self.shared_width:
+            shared = f"{name}.{mlp}.shared_expert"
+            found.extend(gated_mlp(shared, "a shared expert", self.hidden, self.shared_width))
+        return [*found, experts(f"{name}.{mlp}", self.hidden, self.expert_width, self.experts)]
 
     @property
     def attention(self) -> int:
@@ -259,9 +294,9 @@ class _Shape:
         return norms + biases + router
 
 
-def _dense_layers(text: ConfigJson, layers: int) -> int:
+def _plain_layers(text: ConfigJson, layers: int) -> frozenset[int]:
     """Layers of a mixture model that have one plain MLP instead of experts."""
     plain, every = text.values.get("mlp_only_layers") or [], text.whole_or_none("decoder_sparse_step") or 1
     if not isinstance(plain, list):
         raise UsageError(f"{text.origin}: mlp_only_layers: not a list (got {plain!r})")
-    return sum(1 for i in range(layers) if i in plain or (i + 1) % every)
+    return frozenset(i for i in range(layers) if i in plain or (i + 1) % every)
