@@ -5,10 +5,16 @@ from enum import StrEnum
 
 from raylane.cluster.catalog import Accelerator
 from raylane.deployments.kv_layout import KvLayout, kv_layout, merged, on_one_gpu
-from raylane.deployments.model_facts import EXPERT, ModelFacts
+from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.quantization.kv_cache import AUTO
+from raylane.deployments.quantization.linears import EXPERT
+from raylane.deployments.quantization.splits import broken_groups, broken_split
 from raylane.deployments.weights import (
-    dtype_bytes,
+    head_bytes,
+    input_table_bytes,
     kv_element_bytes,
+    replicated_bytes,
+    stored_as,
     weight_bytes,
     weight_format,
 )
@@ -141,7 +147,7 @@ def doubts(facts: ModelFacts, settings: EngineSettings) -> tuple[str, ...]:
 
 
 def with_defaults(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings) -> EngineSettings:
-    """Fill in what vLLM 0.29's server takes by itself (vllm/engine/arg_utils.py), and the checkpoint's quantization."""
+    """Fill in what vLLM 0.29's server takes by itself (vllm/engine/arg_utils.py), and what the checkpoint says."""
     if gpu.memory_bytes >= 160 * GIB:
         tokens, seqs = 16384, 1024
     elif gpu.memory_bytes >= 70 * GIB and "a100" not in gpu.name.casefold():
@@ -151,6 +157,7 @@ def with_defaults(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings)
     return replace(
         settings,
         quantization=settings.quantization or facts.quantization,
+        kv_cache_dtype=facts.kv_cache_dtype if settings.kv_cache_dtype == AUTO else settings.kv_cache_dtype,
         max_model_len=settings.max_model_len or facts.max_position_embeddings,
         max_num_seqs=settings.max_num_seqs or min(seqs, settings.max_num_batched_tokens or seqs),
         max_num_batched_tokens=settings.max_num_batched_tokens or max(tokens, settings.max_num_seqs or 0),
@@ -164,13 +171,13 @@ def stage_weight_bytes(facts: ModelFacts, settings: EngineSettings) -> float:
     parallelism gives whole layers to each stage, the tables to the first and the last one.
     """
     total = weight_bytes(facts, settings.quantization, settings.dtype)
-    whole = facts.replicated_parameters * weight_format(settings.quantization, settings.dtype, facts).bytes_per_weight
+    whole = replicated_bytes(facts, settings.quantization, settings.dtype)
     if settings.pipeline_parallel == 1:
         return (total - whole) / settings.tensor_parallel + whole
-    table = facts.input_embedding_parameters * dtype_bytes(settings.dtype, facts)
-    tables = table if facts.tied_embeddings else 2 * table
+    table = input_table_bytes(facts, settings.quantization, settings.dtype)
+    head = head_bytes(facts, settings.quantization, settings.dtype)
     share = -(-facts.layers // settings.pipeline_parallel) / facts.layers
-    return ((total - tables - whole) * share + table) / settings.tensor_parallel + whole * share
+    return ((total - table - head - whole) * share + max(table, head)) / settings.tensor_parallel + whole * share
 
 
 def draft_weight_bytes(settings: EngineSettings) -> float:
@@ -234,13 +241,11 @@ def _broken_split(facts: ModelFacts, settings: EngineSettings) -> Refusal | None
 
 
 def _split_groups(facts: ModelFacts, settings: EngineSettings) -> Refusal | None:
-    tp, form = settings.tensor_parallel, weight_format(settings.quantization, settings.dtype, facts)
-    for part, width in facts.row_widths:
-        group = form.expert_group_size if part == EXPERT else form.group_size
-        if group and tp > 1 and (width % tp or width // tp % group):
-            reason = (
-                f"{part} of width {width} over {tp} GPUs splits the quantization groups of {form.group_size} weights "
-                f"({width / tp:g} per GPU)"
-            )
-            return Refusal(reason, Limit.SPLIT)
-    return None
+    tp = settings.tensor_parallel
+    if stored := stored_as(settings.quantization, facts):
+        reason = broken_split(stored, tp, facts.kv_heads)
+    else:
+        form = weight_format(settings.quantization, settings.dtype, facts)
+        found = (broken_groups(part, width, tp, form, expert=part == EXPERT) for part, width in facts.row_widths)
+        reason = next((each for each in found if each is not None), None)
+    return None if reason is None else Refusal(reason, Limit.SPLIT)

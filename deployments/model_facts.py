@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raylane.deployments.checkpoint_format import checkpoint_group_size, checkpoint_quantization
+from raylane.deployments.checkpoint_format import read_checkpoint
 from raylane.deployments.config_json import ConfigJson
 from raylane.deployments.context_length import longest_context
 from raylane.deployments.families.caches import KvLayers, chunk_note, kv_layers, window_notes
 from raylane.deployments.families.language import language_part
+from raylane.deployments.families.matrices import matrices
 from raylane.deployments.families.shape import Shape
-
-DTYPE_KEYS = ("torch_dtype", "dtype")
-EXPERT = "an expert"
-"""The part of `row_widths` that is a routed expert."""
+from raylane.deployments.quantization.kv_cache import AUTO
+from raylane.deployments.quantization.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,10 @@ class ModelFacts:
     dtype: str
     notes: tuple[str, ...]
     """What the counts leave out or overstate for this model."""
+    stored: tuple[Stored, ...] = ()
+    """The matrices in the formats of a quantized checkpoint; () for plain weights and where they have no size."""
+    kv_cache_dtype: str = AUTO
+    """The type of KV cache the checkpoint asks for; `auto` for that of the model."""
 
     @property
     def head_parameters(self) -> int:
@@ -87,6 +90,8 @@ def model_facts(config: Mapping[str, Any], origin: str = "config.json") -> Model
     tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", part.family.tied)))
     table = shape.vocab * shape.hidden
     outside = (table if tied else 2 * table) + shape.small
+    prefix = "" if text is config and not config.get("vision_config") else "language_model."
+    checkpoint = read_checkpoint(ConfigJson(config, origin), matrices(shape, prefix, tied=tied))
     return ModelFacts(
         model_type=part.model_type,
         parameters=outside + shape.linear,
@@ -104,15 +109,17 @@ def model_facts(config: Mapping[str, Any], origin: str = "config.json") -> Model
         kv_layers=caches,
         hidden_size=shape.hidden,
         intermediate_size=shape.active_width,
-        row_widths=shape.row_widths(EXPERT),
+        row_widths=shape.row_widths,
         vocab_size=shape.vocab,
         max_position_embeddings=longest_context(numbers, part.model_type),
         experts=max(1, shape.experts),
         experts_per_token=max(1, shape.experts_per_token),
-        quantization=checkpoint_quantization(config),
-        group_size=checkpoint_group_size(ConfigJson(config, origin)),
+        quantization=checkpoint.quantization,
+        group_size=checkpoint.group_size,
         dtype=str(
             next((of[key] for of in (text, config) for key in ("torch_dtype", "dtype") if of.get(key)), "bfloat16")
         ),
         notes=(*part.notes, *window_notes(caches), *chunk_note(numbers)),
+        stored=checkpoint.stored,
+        kv_cache_dtype=checkpoint.kv_cache_dtype,
     )

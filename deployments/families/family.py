@@ -58,6 +58,19 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Names:
+    """What vLLM calls the parts of a layer, and which of its fused matrices checkpoints hold fused as well."""
+
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    mixture: str = "mlp"
+    """The block of routed and shared experts."""
+    shared: str = "shared_expert"
+    fused_qkv: bool = False
+    fused_mlp: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture, as it differs from Llama's."""
 
@@ -79,6 +92,8 @@ class Family:
     latent_cache: bool = True
     """vLLM caches the latent vector; False where it caches whole heads all the same (MiniCPM3)."""
     experts: Experts | None = None
+    names: Names | None = Names()
+    """None: not known here."""
     local: Locals = Locals.EVERY
     pattern: int = 0
     pattern_key: str = "sliding_window_pattern"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from raylane.deployments.families.family import DenseLayers, Experts, Family, HeadNorms, Locals
+from raylane.deployments.families.family import DenseLayers, Experts, Family, HeadNorms, Locals, Names
 
 
 def _long(positions: int, **more: Any) -> Mapping[str, Any]:
@@ -42,16 +42,17 @@ _QWEN3_MOE = Family(
     experts=Experts(dense=_QWEN_DENSE),
     defaults=_long(32_768),
 )
+_SPARSE, _SHARED, _FUSED_MLP = Names(mixture="block_sparse_moe"), Names(shared="shared_experts"), Names(fused_mlp=True)
 _FIRST = Experts(shared_count=True, dense=DenseLayers.FIRST)
-_DEEPSEEK_V2 = Family(latent=True, experts=_FIRST, defaults=_long(2048, first_k_dense_replace=0))
-_DEEPSEEK_V3 = Family(latent=True, experts=_FIRST, defaults=_long(4096, first_k_dense_replace=3))
+_DEEPSEEK_V2 = Family(names=_SHARED, latent=True, experts=_FIRST, defaults=_long(2048, first_k_dense_replace=0))
+_DEEPSEEK_V3 = Family(names=_SHARED, latent=True, experts=_FIRST, defaults=_long(4096, first_k_dense_replace=3))
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(defaults=_long(2048)),
     "mistral": Family(defaults=_long(131_072, num_key_value_heads=8, sliding_window=4096)),
     "ministral": Family(defaults=_long(131_072, num_key_value_heads=8, sliding_window=4096)),
     "ministral3": Family(defaults=_long(262_144, num_key_value_heads=8, head_dim=128)),
-    "phi3": Family(defaults=_long(4096)),
+    "phi3": Family(names=Names(fused_qkv=True, fused_mlp=True), defaults=_long(4096)),
     "granite": Family(defaults=_long(2048)),
     "smollm3": Family(tied=True, defaults=_long(32_768, num_key_value_heads=4, use_sliding_window=False)),
     "helium": Family(defaults=_long(4096, head_dim=128)),
@@ -63,6 +64,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "arcee": Family(gated=False, defaults=_long(4096)),
     "starcoder2": Family(
+        names=None,
         qkv_bias="use_bias",
         out_bias="use_bias",
         mlp_bias="use_bias",
@@ -72,6 +74,7 @@ FAMILIES: Mapping[str, Family] = {
         defaults=_long(4096, use_bias=True),
     ),
     "phi": Family(
+        names=None,
         qkv_bias=True,
         out_bias=True,
         mlp_bias=True,
@@ -108,8 +111,13 @@ FAMILIES: Mapping[str, Family] = {
         pattern=4,
         defaults=_long(2048, sliding_window=4096),
     ),
-    "glm": Family(out_bias=False, defaults=_long(131_072, head_dim=128, num_key_value_heads=2, attention_bias=True)),
+    "glm": Family(
+        names=_FUSED_MLP,
+        out_bias=False,
+        defaults=_long(131_072, head_dim=128, num_key_value_heads=2, attention_bias=True),
+    ),
     "glm4": Family(
+        names=_FUSED_MLP,
         out_bias=False,
         norms_per_layer=4,
         defaults=_long(131_072, head_dim=128, num_key_value_heads=2, attention_bias=True),
@@ -137,7 +145,9 @@ FAMILIES: Mapping[str, Family] = {
         pattern=6,
         defaults=_GEMMA3,
     ),
-    "mixtral": Family(experts=Experts(), defaults=_long(131_072, num_key_value_heads=8, sliding_window=None)),
+    "mixtral": Family(
+        names=_SPARSE, experts=Experts(), defaults=_long(131_072, num_key_value_heads=8, sliding_window=None)
+    ),
     "qwen2_moe": replace(
         _QWEN2,
         qkv_bias="qkv_bias",
@@ -148,16 +158,26 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_moe": _QWEN3_MOE,
     "qwen3_vl_moe_text": replace(_QWEN3_MOE, defaults=_long(128_000, head_dim=128)),
     "phimoe": Family(
-        experts=Experts(), norm_vectors=2, head_bias="lm_head_bias", defaults=_long(131_072, num_key_value_heads=8)
+        names=_SPARSE,
+        experts=Experts(),
+        norm_vectors=2,
+        head_bias="lm_head_bias",
+        defaults=_long(131_072, num_key_value_heads=8),
     ),
     "olmoe": Family(head_norms=_ALL_HEADS, experts=Experts(), defaults=_long(4096)),
     "flex_olmo": Family(head_norms=_ALL_HEADS, experts=Experts(), defaults=_long(4096)),
-    "granitemoe": Family(experts=Experts(), defaults=_long(2048)),
-    "granitemoeshared": Family(experts=Experts(shared_width="shared_intermediate_size"), defaults=_long(2048)),
+    "granitemoe": Family(names=_SPARSE, experts=Experts(), defaults=_long(2048)),
+    "granitemoeshared": Family(
+        names=None, experts=Experts(shared_width="shared_intermediate_size"), defaults=_long(2048)
+    ),
     "minimax_m2": Family(
-        head_norms=_ALL_HEADS, experts=Experts(), defaults=_long(196_608, head_dim=128, num_key_value_heads=8)
+        names=_SPARSE,
+        head_norms=_ALL_HEADS,
+        experts=Experts(),
+        defaults=_long(196_608, head_dim=128, num_key_value_heads=8),
     ),
     "glm4_moe": Family(
+        names=_SHARED,
         out_bias=False,
         head_norms=_ONE_HEAD,
         head_norms_if="use_qk_norm",
@@ -165,6 +185,7 @@ FAMILIES: Mapping[str, Family] = {
         defaults=_long(131_072, num_key_value_heads=8, first_k_dense_replace=1),
     ),
     "ernie4_5_moe": Family(
+        names=_SHARED,
         qkv_bias="use_bias",
         out_bias="use_bias",
         mlp_bias="use_bias",
@@ -173,6 +194,7 @@ FAMILIES: Mapping[str, Family] = {
         defaults=_long(131_072, num_key_value_heads=4),
     ),
     "llama4_text": Family(
+        names=Names(mlp="feed_forward", mixture="feed_forward"),
         experts=Experts(
             shared_count=True, one_shared=True, dense=DenseLayers.INTERLEAVED, dense_width="intermediate_size_mlp"
         ),
@@ -180,6 +202,7 @@ FAMILIES: Mapping[str, Family] = {
         defaults=_long(131_072, head_dim=128, num_key_value_heads=8, interleave_moe_layer_step=1),
     ),
     "gpt_oss": Family(
+        names=Names(attention="attn"),
         sinks=True,
         experts=Experts(router_bias=True, biases=True),
         local=Locals.EVEN,

@@ -5,11 +5,41 @@ from dataclasses import dataclass
 from raylane.cluster.errors import UsageError
 from raylane.deployments.config_json import ConfigJson
 from raylane.deployments.families.family import DenseLayers, Experts, Family, HeadNorms, flag
+from raylane.deployments.quantization.linears import EXPERT
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 SHARED_COUNTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
 SHARED_WIDTHS = ("shared_expert_intermediate_size", "shared_intermediate_size", "moe_shared_expert_intermediate_size")
+
+
+@dataclass(frozen=True)
+class LowRanks:
+    """Attention through low ranks (DeepSeek's MLA), with the indexer of its sparse form (V3.2)."""
+
+    cached: int
+    """Rank of what is cached of keys and values, without their rotary part."""
+    queries: int | None
+    """Rank of queries; None: they have none."""
+    nope: int
+    rope: int
+    value: int
+    index_heads: int
+    index_dim: int
+
+    @classmethod
+    def read(cls, text: ConfigJson) -> "LowRanks":
+        queries = text.whole_or_none("q_lora_rank")
+        sparse = queries is not None and text.whole_or_none("index_topk") is not None
+        return cls(
+            cached=text.whole("kv_lora_rank"),
+            queries=queries,
+            nope=text.whole("qk_nope_head_dim"),
+            rope=text.whole("qk_rope_head_dim"),
+            value=text.whole("v_head_dim"),
+            index_heads=text.whole("index_n_heads") if sparse else 0,
+            index_dim=text.whole("index_head_dim") if sparse else 0,
+        )
 
 
 @dataclass(frozen=True)
@@ -44,6 +74,7 @@ class Shape:
     plain_layers: frozenset[int]
     """Layers that have one plain MLP; of a mixture the others have experts."""
     attention: Attention
+    low_ranks: LowRanks | None
     mlp_bias: bool
     head_bias: bool
 
@@ -54,7 +85,8 @@ class Shape:
         width = text.whole("intermediate_size")
         mixture = family.experts
         kv_heads = text.whole_or_none("num_key_value_heads") or heads
-        head_dim = _head_dim(text, family, hidden, heads)
+        ranks = LowRanks.read(text) if family.latent else None
+        head_dim = _head_dim(text, ranks, hidden, heads)
         expert_width = (text.whole_or_none("moe_intermediate_size") or width) if mixture else width
         return cls(
             family=family,
@@ -70,9 +102,10 @@ class Shape:
             expert_width=expert_width,
             shared_width=_shared_width(text, mixture, expert_width) if mixture else 0,
             plain_layers=plain_layers(text, mixture.dense, layers) if mixture else frozenset(range(layers)),
-            attention=latent(text, hidden, heads)
-            if family.latent
-            else grouped(text, family, hidden, (heads, kv_heads, head_dim)),
+            attention=grouped(text, family, hidden, (heads, kv_heads, head_dim))
+            if ranks is None
+            else latent(text, ranks, hidden, heads),
+            low_ranks=ranks,
             mlp_bias=flag(text, family.mlp_bias),
             head_bias=flag(text, family.head_bias),
         )
@@ -108,13 +141,14 @@ class Shape:
             return self.experts_per_token * self.expert_width + self.shared_width
         return self.dense_width
 
-    def row_widths(self, expert: str) -> tuple[tuple[str, int], ...]:
-        """Inputs of the matrices that are cut across their rows, by part; `expert` is how a routed expert is called."""
+    @property
+    def row_widths(self) -> tuple[tuple[str, int], ...]:
+        """Inputs of the matrices that tensor parallelism cuts across their rows, by part."""
         widths = {
             "attention": self.attention.row_width,
             "an MLP": self.dense_width if self.dense_layers else 0,
             "a shared expert": self.shared_width,
-            expert: self.expert_width if self.experts else 0,
+            EXPERT: self.expert_width if self.experts else 0,
         }
         return tuple((part, width) for part, width in widths.items() if width)
 
@@ -153,28 +187,22 @@ def grouped(text: ConfigJson, family: Family, hidden: int, heads: tuple[int, int
     return Attention(hidden * (qkv + out), 0, small, out)
 
 
-def latent(text: ConfigJson, hidden: int, heads: int) -> Attention:
-    """Attention through low ranks (DeepSeek's MLA), with the indexer of its sparse form (V3.2)."""
-    rank, rope = text.whole("kv_lora_rank"), text.whole("qk_rope_head_dim")
-    nope, value = text.whole("qk_nope_head_dim"), text.whole("v_head_dim")
-    query_rank = text.whole_or_none("q_lora_rank")
-    down = hidden * (rank + rope) + (hidden * query_rank if query_rank else 0)
-    up = (query_rank or hidden) * heads * (nope + rope) + rank * heads * (nope + value)
-    small = rank + (query_rank or 0)
+def latent(text: ConfigJson, ranks: LowRanks, hidden: int, heads: int) -> Attention:
+    """Attention through low ranks: what leads into them is on every GPU, what leads out of them is split by heads."""
+    query_rank = ranks.queries or 0
+    down = hidden * (ranks.cached + ranks.rope + query_rank)
+    up = (ranks.queries or hidden) * heads * (ranks.nope + ranks.rope)
+    up += ranks.cached * heads * (ranks.nope + ranks.value)
+    small = ranks.cached + query_rank + 2 * ranks.index_dim
     if text.values.get("attention_bias"):
-        small += rank + rope + hidden + (query_rank or 0)
-    indexer = 0
-    if query_rank and text.whole_or_none("index_topk") is not None:
-        index_heads, index_dim = text.whole("index_n_heads"), text.whole("index_head_dim")
-        indexer = query_rank * index_heads * index_dim + hidden * (index_dim + index_heads)
-        small += 2 * index_dim
-    matrices = down + up + heads * value * hidden + indexer
-    return Attention(matrices, down + indexer, small, heads * value)
+        small += ranks.cached + ranks.rope + query_rank + hidden
+    indexer = query_rank * ranks.index_heads * ranks.index_dim + hidden * (ranks.index_dim + ranks.index_heads)
+    return Attention(down + indexer + up + heads * ranks.value * hidden, down + indexer, small, heads * ranks.value)
 
 
-def _head_dim(text: ConfigJson, family: Family, hidden: int, heads: int) -> int:
-    if family.latent:
-        return text.whole("qk_nope_head_dim") + text.whole("qk_rope_head_dim")
+def _head_dim(text: ConfigJson, ranks: LowRanks | None, hidden: int, heads: int) -> int:
+    if ranks is not None:
+        return ranks.nope + ranks.rope
     return text.whole_or_none("head_dim") or text.positive_whole("head_dim", hidden // heads)
 
 
