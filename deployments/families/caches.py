@@ -119,7 +119,7 @@ def _is_local(text: ConfigJson, family: Family, layer: int, layers: int) -> bool
         case Locals.EVEN:
             return layer % 2 == 0
         case Locals.ALL_BUT_LAST_OF_PATTERN:
-            return _local_in_pattern(text, family, layer, layers)
+            return _local_in_pattern(text, family, layer)
         case Locals.ABOVE_MAX_WINDOW_LAYERS:
             first = text.values.get("max_window_layers")
             if isinstance(first, int) and 0 < first < layers:
@@ -132,12 +132,12 @@ def _is_local(text: ConfigJson, family: Family, layer: int, layers: int) -> bool
             return True
 
 
-def _local_in_pattern(text: ConfigJson, family: Family, layer: int, layers: int) -> bool:
+def _local_in_pattern(text: ConfigJson, family: Family, layer: int) -> bool:
     """`sliding_window_pattern` is a number of layers, or one letter for each: L for a window, another for all."""
     found = next(
         (text.values[key] for key in (family.pattern_key, "_sliding_window_pattern") if key in text.values), None
     )
     if isinstance(found, str) and found:
-        return found[layer % len(found)] == "L" and layer != layers - 1
+        return found[layer % len(found)] == "L"
     pattern = family.pattern if found is None else text.positive_whole(family.pattern_key, found)
     return bool((layer + 1) % pattern)
