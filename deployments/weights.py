@@ -4,6 +4,7 @@ from raylane.cluster.catalog import Accelerator
 from raylane.cluster.errors import UsageError
 from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.quantization.formats import KNOWN, Compute, WeightFormat, named, plain_name
+from raylane.deployments.quantization.kv_cache import AUTO
 from raylane.deployments.quantization.linears import Kind
 from raylane.deployments.quantization.stored import Stored
 
@@ -31,8 +32,22 @@ def takes_checkpoints_own(quantization: str | None, facts: ModelFacts) -> bool:
 
 # Methods that say how a checkpoint is stored but not with how many bits: that stands in the checkpoint.
 _BITS_IN_CHECKPOINT = frozenset(
-    "compressed-tensors modelopt modelopt_mixed bitsandbytes gptq gptq_marlin auto_gptq awq awq_marlin auto_awq "
-    "quark torchao inc auto-round".split()
+    {
+        "auto-round",
+        "auto_awq",
+        "auto_gptq",
+        "awq",
+        "awq_marlin",
+        "bitsandbytes",
+        "compressed-tensors",
+        "gptq",
+        "gptq_marlin",
+        "inc",
+        "modelopt",
+        "modelopt_mixed",
+        "quark",
+        "torchao",
+    }
 )
 
 
@@ -69,14 +84,20 @@ def stored_as(quantization: str | None, facts: ModelFacts) -> tuple[Stored, ...]
 def kv_element_bytes(kv_cache_dtype: str, dtype: str, facts: ModelFacts) -> float:
     """Bytes of one cached number. `auto` is the checkpoint's own type, else the model's dtype.
 
-    NVFP4 has half a byte and an FP8 scale for 16 numbers (vLLM 0.29, utils/torch_utils.py nvfp4_kv_cache_full_dim).
+    NVFP4 has half a byte and an FP8 scale for 16 numbers (vLLM 0.29, utils/torch_utils.py nvfp4_kv_cache_full_dim),
+    the types by token and head have a 32-bit scale for each head (v1/attention/backends/triton_attn.py). UsageError
+    for a type without a size here.
     """
-    kind = facts.kv_cache_dtype if kv_cache_dtype == "auto" else kv_cache_dtype
+    kind = facts.kv_cache_dtype if kv_cache_dtype == AUTO else kv_cache_dtype
+    if kind == AUTO or kind in _DTYPE_BYTES:
+        return dtype_bytes(dtype if kind == AUTO else kind, facts)
+    if kind.endswith("_per_token_head"):
+        return (0.5 if kind.startswith("int4") else 1) + 4 / facts.head_dim
     if kind.startswith("nvfp4"):
         return 1 / 2 + 1 / 16
     if kind.startswith(("fp8", "int8")):
         return 1
-    return dtype_bytes(kind if kind in _DTYPE_BYTES else dtype, facts)
+    raise UsageError(f"kv_cache_dtype: {kind!r} cannot be sized")
 
 
 def kv_bytes_per_token(facts: ModelFacts, kv_cache_dtype: str = "auto", dtype: str = "auto") -> float:

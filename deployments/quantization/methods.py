@@ -115,7 +115,7 @@ def _torchao_format(config: Mapping[str, Any] | None) -> WeightFormat | None:
     if config is None:
         return None
     kind = str(config.get("_type"))
-    if kind.startswith("Float8") and kind.endswith("Float8WeightConfig") or kind == "Float8WeightOnlyConfig":
+    if (kind.startswith("Float8") and kind.endswith("Float8WeightConfig")) or kind == "Float8WeightOnlyConfig":
         return FP8
     if kind in {"Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"}:
         return INT8

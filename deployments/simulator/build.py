@@ -10,6 +10,7 @@ from raylane.cluster.errors import UsageError
 from raylane.deployments.builtin import PREFIX, builtin_config
 from raylane.deployments.fit import EngineSettings, Fits, fit
 from raylane.deployments.model_facts import ModelFacts, model_facts
+from raylane.deployments.quantization.modelopt import MIXED
 from raylane.deployments.roofline import Link, assumed_link
 from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.replica import EngineModel
@@ -27,12 +28,13 @@ def read_model_config(source: str) -> Mapping[str, Any]:
     path = Path(source)
     file = path / "config.json" if path.is_dir() else path
     found = _read_object(file, source, "config.json")
-    beside = file.with_name("hf_quant_config.json")
-    if file.name != "config.json" or found.get("quantization_config") or not beside.is_file():
+    beside, own = file.with_name("hf_quant_config.json"), found.get("quantization_config")
+    layers_elsewhere = isinstance(own, dict) and own.get("quant_algo") == MIXED and "quantized_layers" not in own
+    if file.name != "config.json" or (own and not layers_elsewhere) or not beside.is_file():
         return found
     declared = _read_object(beside, source, beside.name).get("quantization")
-    own = declared if isinstance(declared, dict) else {}
-    return {**found, "quantization_config": {"quant_method": "modelopt", **own}}
+    of_file = declared if isinstance(declared, dict) else {}
+    return {**found, "quantization_config": {"quant_method": "modelopt", **of_file, **(own or {})}}
 
 
 def read_model_facts(source: str) -> ModelFacts:
