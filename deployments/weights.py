@@ -4,6 +4,7 @@ from raylane.cluster.catalog import Accelerator
 from raylane.cluster.errors import UsageError
 from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.quantization.formats import KNOWN, Compute, WeightFormat, named, plain_name
+from raylane.deployments.quantization.kv_cache import AUTO
 from raylane.deployments.quantization.linears import REPLICATED, Kind
 from raylane.deployments.quantization.stored import Stored
 
@@ -92,14 +93,20 @@ def replicated_bytes(facts: ModelFacts, quantization: str | None = None, dtype: 
 def kv_element_bytes(kv_cache_dtype: str, dtype: str, facts: ModelFacts) -> float:
     """Bytes of one cached number. `auto` is the checkpoint's own type, else the model's dtype.
 
-    NVFP4 has half a byte and an FP8 scale for 16 numbers (vLLM 0.29, utils/torch_utils.py nvfp4_kv_cache_full_dim).
+    NVFP4 has half a byte and an FP8 scale for 16 numbers (vLLM 0.29, utils/torch_utils.py nvfp4_kv_cache_full_dim),
+    the types by token and head have a 32-bit scale for each head (v1/attention/backends/triton_attn.py). UsageError
+    for a type without a size here.
     """
-    kind = facts.kv_cache_dtype if kv_cache_dtype == "auto" else kv_cache_dtype
+    kind = facts.kv_cache_dtype if kv_cache_dtype == AUTO else kv_cache_dtype
+    if kind == AUTO or kind in _DTYPE_BYTES:
+        return dtype_bytes(dtype if kind == AUTO else kind, facts)
+    if kind.endswith("_per_token_head"):
+        return (0.5 if kind.startswith("int4") else 1) + 4 / facts.head_dim
     if kind.startswith("nvfp4"):
         return 1 / 2 + 1 / 16
     if kind.startswith(("fp8", "int8")):
         return 1
-    return dtype_bytes(kind if kind in _DTYPE_BYTES else dtype, facts)
+    raise UsageError(f"kv_cache_dtype: {kind!r} cannot be sized")
 
 
 def kv_bytes_per_token(facts: ModelFacts, kv_cache_dtype: str = "auto", dtype: str = "auto") -> float:

@@ -13,6 +13,7 @@ from raylane.deployments.fit import EngineSettings, Fits, fit
 from raylane.deployments.kv_layout import BLOCK_TOKENS
 from raylane.deployments.model_facts import ModelFacts, model_facts
 from raylane.deployments.model_files import CONFIG, PARAMS, describing_file
+from raylane.deployments.quantization.modelopt import MIXED
 from raylane.deployments.roofline import Link, assumed_link
 from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.replica import EngineModel
@@ -32,12 +33,13 @@ def read_model_config(source: str) -> Mapping[str, Any]:
     if file.name == PARAMS:
         return config_of_params(_read_object(file, source, PARAMS), str(file))
     found = _read_object(file, source, CONFIG)
-    beside = file.with_name("hf_quant_config.json")
-    if file.name != CONFIG or found.get("quantization_config") or not beside.is_file():
+    beside, own = file.with_name("hf_quant_config.json"), found.get("quantization_config")
+    layers_elsewhere = isinstance(own, dict) and own.get("quant_algo") == MIXED and "quantized_layers" not in own
+    if file.name != CONFIG or (own and not layers_elsewhere) or not beside.is_file():
         return found
     declared = _read_object(beside, source, beside.name).get("quantization")
-    own = declared if isinstance(declared, dict) else {}
-    return {**found, "quantization_config": {"quant_method": "modelopt", **own}}
+    of_file = declared if isinstance(declared, dict) else {}
+    return {**found, "quantization_config": {"quant_method": "modelopt", **of_file, **(own or {})}}
 
 
 def read_model_facts(source: str) -> ModelFacts:

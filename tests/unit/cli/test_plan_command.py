@@ -403,7 +403,7 @@ DOUBTS = ("the vision tower is not counted", "20 of 24 layers have a sliding win
 
 @pytest.mark.parametrize(
     "engine",
-    [{"max_model_len": 8192}, {"max_model_len": 131_072, "gpu_memory_utilization": 0.2}],
+    [{"max_model_len": 8192}, {"max_model_len": 131_072, "gpu_memory_utilization": 0.15}],
     ids=["fits", "does not fit"],
 )
 def test_what_is_doubtful_is_said_whether_it_fits_or_not(tmp_path: Path, engine: dict[str, Any]) -> None:
