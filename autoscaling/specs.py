@@ -13,6 +13,7 @@ from raylane.deployments.builtin import PREFIX
 from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig, Slo
 from raylane.deployments.engine_settings import engine_settings
 from raylane.deployments.fit import Fits, fit
+from raylane.deployments.model_files import describing_file
 from raylane.deployments.scaling_config import CapacityConfig, ScalingConfig
 from raylane.deployments.simulator.build import engine_for, read_model_facts
 
@@ -121,7 +122,7 @@ def _given(capacity: CapacityConfig, slo: Slo) -> CapacityProfile:
 
 
 def _has_config(source: str) -> bool:
-    return source.startswith(PREFIX) or (Path(source) / "config.json").is_file()
+    return source.startswith(PREFIX) or describing_file(Path(source)) is not None
 
 
 def _estimated_start_s(model: ModelConfig, gpu: Accelerator | None) -> float:

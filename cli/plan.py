@@ -101,9 +101,10 @@ def print_suggestion(
     except UsageError as error:
         raise UsageError(f"--suggest {model}: {error}") from error
     if json_output:
-        typer.echo(json.dumps({"model": model, "gpu": card.name, "link": link.source, **guide_json(guide)}, indent=2))
+        data = {"model": model, "gpu": card.name, "link": link.source, **guide_json(guide)}
+        typer.echo(json.dumps({**data, "notes": list(facts.notes)}, indent=2))
     else:
-        print_guide(table_console(), model, card.name, guide, link)
+        print_guide(table_console(), model, card.name, guide, link, facts.notes)
 
 
 def the_card(model: str, hosts: Sequence[Host] | None) -> str:
@@ -148,7 +149,7 @@ def show(
         for reason in size.unknown:
             console.print(f"{name}: {reason}", style="yellow", highlight=False, markup=False)
         for item in size.on.values():
-            print_fit(console, name, item.facts, item.fit)
+            print_fit(console, name, item.facts, item.fit, item.notes)
             if item.ceilings:
                 print_ceilings(console, name, item.ceilings, item.caveats)
             if item.splits is not None:
@@ -164,7 +165,7 @@ def refusals(sizes: Mapping[str, ModelSizing]) -> list[str]:
         if size.cards is not None and not size.cards and size.on:
             for card, item in size.on.items():
                 if isinstance(item.fit, Refusal):
-                    lines.append(refusal_line(name, card, item.fit))
+                    lines.append(refusal_line(name, card, item.fit, item.notes))
     return lines
 
 
@@ -177,9 +178,11 @@ def misplaced(config: DeploymentConfig, item: ModelPlan) -> str:
     return f"models.{item.model}: tensor_parallel {model.tensor_parallel}{pipeline}: {item.reason}"
 
 
-def refusal_line(name: str, card: str, refusal: Refusal) -> str:
+def refusal_line(name: str, card: str, refusal: Refusal, notes: Sequence[str]) -> str:
+    """Why a model does not fit, the nearest settings that do, and what makes that doubtful."""
     nearest = "; ".join(near.change for near in refusal.nearest) or "none"
-    return f"models.{name} does not fit on {card}: {refusal.reason}. Nearest: {nearest}"
+    doubtful = f". Note: {'; '.join(notes)}" if notes else ""
+    return f"models.{name} does not fit on {card}: {refusal.reason}. Nearest: {nearest}{doubtful}"
 
 
 def misfits(config: DeploymentConfig, gpu_name: str | None) -> list[str]:
@@ -191,9 +194,9 @@ def misfits(config: DeploymentConfig, gpu_name: str | None) -> list[str]:
             continue
         with suppress(UsageError):  # a hub id or an unknown architecture: its size is not known
             facts = read_model_facts(config_of(model.source))
-            found = size_on(facts, card, model, ()).fit
-            if isinstance(found, Refusal):
-                lines.append(refusal_line(name, card.name, found))
+            found = size_on(facts, card, model, ())
+            if isinstance(found.fit, Refusal):
+                lines.append(refusal_line(name, card.name, found.fit, found.notes))
     return lines
 
 

@@ -17,6 +17,7 @@ from raylane.deployments.builtin import PREFIX
 from raylane.deployments.config import ModelConfig, SimulatorConfig
 from raylane.deployments.engine_settings import engine_settings
 from raylane.deployments.fit import Fits, Refusal, fit
+from raylane.deployments.memory import doubts
 from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.parallelism import Comparison, compare_parallelism
 from raylane.deployments.roofline import Ceiling, Link, assumed_link, ceiling
@@ -36,6 +37,8 @@ class Sizing:
     caveats: tuple[str, ...] = ()
     """What the ceilings leave out or assume: a real engine may be faster for these reasons."""
     splits: Comparison | None = None
+    notes: tuple[str, ...] = ()
+    """What makes the answer doubtful, whichever it is."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,9 @@ def size_on(facts: ModelFacts, card: Accelerator, model: ModelConfig, hosts: Seq
     link = measured or assumed_link(card, nvlinks(hosts, card, model.gpus))
     largest = most_gpus(hosts, card) if hosts else model.gpus
     found = in_words_of(model.engine.kind, fit(facts, card, settings, largest_tensor_parallel=largest))
+    notes = doubts(facts, settings)
     if isinstance(found, Refusal):
-        return Sizing(facts, found)
+        return Sizing(facts, found, notes=notes)
     most = found.largest_batch(INPUT_TOKENS + OUTPUT_TOKENS)
     tops = tuple(
         ceiling(facts, card, settings, batch=batch, input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS, link=link)
@@ -103,7 +107,7 @@ def size_on(facts: ModelFacts, card: Accelerator, model: ModelConfig, hosts: Seq
     )
     splits = compare_parallelism(facts, card, settings, link, gpus=model.gpus) if model.gpus > 1 else None
     speculates = bool(getattr(model.engine, "speculative", None))
-    return Sizing(facts, found, tops, caveats(speculates, model.gpus, measured, link), splits)
+    return Sizing(facts, found, tops, caveats(speculates, model.gpus, measured, link), splits, notes)
 
 
 def caveats(speculates: bool, gpus: int, measured: Link | None, link: Link) -> tuple[str, ...]:
@@ -175,6 +179,7 @@ def one_sizing(item: Sizing) -> dict[str, Any]:
     return {
         "parameters": item.facts.parameters,
         **fit_json(item.fit),
+        "notes": list(item.notes),
         "ceilings": [ceiling_data(top) for top in item.ceilings],
         "caveats": list(item.caveats),
         "better_split": best,

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from raylane.deployments.fit import Fits, Refusal
+from raylane.deployments.memory import doubts
 from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.parallelism import Comparison
 from raylane.deployments.roofline import Ceiling, Link
@@ -17,17 +18,20 @@ NOT_MADE_WHILE_LOADING = frozenset({"awq", "int8"})
 COMPUTED = "computed from data sheets, not measured"
 
 
-def print_fit(console: Console, model: str, facts: ModelFacts, found: Fits | Refusal) -> None:
-    """One model's memory, or why it cannot start and what would."""
+def print_fit(
+    console: Console, model: str, facts: ModelFacts, found: Fits | Refusal, notes: Sequence[str] | None = None
+) -> None:
+    """One model's memory, or why it cannot start and what would; what is doubtful (`notes`) is said of both."""
+    if notes is None:
+        notes = doubts(facts, found.settings) if isinstance(found, Fits) else facts.notes
+    for note in notes:
+        say(console, f"  note: {note}")
     size = escape(f"{model}: {facts.parameters / 1e9:.2f} B parameters")
     if isinstance(found, Refusal):
         console.print(f"[bold red]{size} does not fit[/]: {escape(found.reason)}", highlight=False)
         for item in found.nearest:
             say(console, f"  fits with {item.change}: {item.fits.kv_tokens:,} KV tokens")
         return
-    draft = found.settings.draft
-    for note in (*facts.notes, *(draft.notes if draft else ())):
-        say(console, f"  note: {note}")
     card = escape(found.gpu.name)
     console.print(
         f"{size} on {found.settings.gpus}x {card}: weights {found.weight_bytes / 1e9:.1f} GB, workspace "
@@ -75,7 +79,7 @@ def print_parallelism(console: Console, model: str, found: Comparison) -> None:
     say(console, found.reason)
 
 
-def print_guide(console: Console, model: str, gpu: str, guide: Guide, link: Link) -> None:
+def print_guide(console: Console, model: str, gpu: str, guide: Guide, link: Link, notes: Sequence[str] = ()) -> None:
     """The quantization guide as a table; below it the suggestion, what it assumes of links, and of the checkpoint."""
     title = f"{model} on {gpu}, context {guide.max_model_len:,} ({COMPUTED})"
     table = Table(title=escape(title), title_justify="left")
@@ -92,6 +96,8 @@ def print_guide(console: Console, model: str, gpu: str, guide: Guide, link: Link
         table.add_row(name, str(option.gpus), size, tokens, str(option.sequences), rate, note)
     console.print(table)
     say(console, guide.reason)
+    for note in notes:
+        say(console, f"note: {note}")
     if any(option.gpus > 1 for option in guide.options):
         say(console, f"links: {link.bytes_per_s / 1e9:.0f} GB/s ({link.source})")
     formats = {option.format for option in guide.options}

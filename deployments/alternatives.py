@@ -70,7 +70,8 @@ def _shorter(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings) -> A
     probe = check(facts, gpu, replace(settings, max_model_len=SMALLEST_CONTEXT))
     if not isinstance(probe, Fits):
         return None
-    length = min(probe.kv_tokens, settings.max_model_len or probe.kv_tokens) // SMALLEST_CONTEXT * SMALLEST_CONTEXT
+    longest = probe.longest_request(settings.max_model_len or facts.max_position_embeddings)
+    length = longest // SMALLEST_CONTEXT * SMALLEST_CONTEXT
     result = check(facts, gpu, replace(settings, max_model_len=length))
     return Alternative(f"max_model_len {length}", result) if isinstance(result, Fits) else None
 

@@ -23,6 +23,7 @@ from raylane.cluster.strict import StrictModel
 from raylane.deployments.builtin import PREFIX, builtin_config
 from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
+from raylane.deployments.model_files import describing_file
 from raylane.deployments.profiles import profile_of, with_profile
 from raylane.deployments.scaling_config import CapacityConfig, ScalingConfig
 
@@ -238,7 +239,7 @@ class DeploymentConfig(StrictModel):
 
 
 def load_config(path: Path) -> DeploymentConfig:
-    """Read a deployment config; local folders are made absolute and must hold a config.json, builtins must exist.
+    """Read a deployment config; local folders are made absolute and must describe a model, builtins must exist.
 
     That holds for models and for their draft models.
 
@@ -275,7 +276,7 @@ def _absolute(source: str, path: Path, key: str) -> str:
     if not source.startswith((".", "/", "~")):
         return source
     folder = (path.parent / Path(source).expanduser()).resolve()
-    if not (folder / "config.json").is_file():
+    if describing_file(folder) is None:
         raise UsageError(f"{path}: {key}: no config.json in {folder} (got {source!r})")
     return str(folder)
 

@@ -1,7 +1,7 @@
 """The numbers of a model's config.json, each checked as it is read. Pure."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,10 @@ class ConfigJson:
         """The same for a key that may be missing or null."""
         found = self.values.get(key)
         return None if found is None else self.positive_whole(key, found)
+
+    def key_of(self, names: Sequence[str]) -> str:
+        """Which of several names of one key is there: files of different ages differ. The first where none is."""
+        return next((name for name in names if name in self.values), names[0])
 
     def number(self, key: str, default: float) -> float:
         """A positive number, not necessarily whole; `default` where it is missing or null."""

@@ -45,7 +45,10 @@ def assumed_draft(source: str, target: ModelFacts) -> ModelFacts:
         target,
         parameters=int(target.parameters * ASSUMED_WEIGHTS),
         linear_parameters=int(target.linear_parameters * ASSUMED_WEIGHTS),
+        expert_parameters=int(target.expert_parameters * ASSUMED_WEIGHTS),
+        replicated_parameters=int(target.replicated_parameters * ASSUMED_WEIGHTS),
         layers=int(target.layers * ASSUMED_LAYERS),
+        kv_layers=tuple(replace(each, layers=int(each.layers * ASSUMED_LAYERS) or 1) for each in target.kv_layers),
         quantization=None,
         notes=(note,),
     )

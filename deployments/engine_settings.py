@@ -6,6 +6,8 @@ from raylane.deployments.memory import EngineSettings
 from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.simulator.build import read_model_facts
 
+HYBRID_OFF = "--disable-hybrid-kv-cache-manager"
+
 
 def engine_settings(model: ModelConfig, target: ModelFacts | None = None) -> EngineSettings:
     """What fit, roofline and simulator need of a model's engine and parallelism, the draft of its speculation included.
@@ -33,4 +35,10 @@ def _plain_settings(model: ModelConfig) -> EngineSettings:
         max_num_batched_tokens=engine.max_num_batched_tokens,
         tensor_parallel=model.tensor_parallel,
         pipeline_parallel=model.pipeline_parallel,
+        kv_windows=_keeps_windows(model),
     )
+
+
+def _keeps_windows(model: ModelConfig) -> bool:
+    """Whether layers with a window keep only that: not where it is turned off, and not known of TensorRT-LLM."""
+    return model.engine.kind != "tensorrt-llm" and HYBRID_OFF not in getattr(model.engine, "extra_args", ())

@@ -4,16 +4,22 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from raylane.cluster.catalog import Accelerator
-from raylane.deployments.model_facts import EXPERT, ModelFacts
+from raylane.deployments.kv_layout import KvLayout, kv_layout, merged, on_one_gpu
+from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.quantization.kv_cache import AUTO
+from raylane.deployments.quantization.linears import EXPERT
+from raylane.deployments.quantization.splits import broken_groups, broken_split
 from raylane.deployments.weights import (
-    dtype_bytes,
+    head_bytes,
+    input_table_bytes,
     kv_element_bytes,
+    replicated_bytes,
+    stored_as,
     weight_bytes,
     weight_format,
 )
 
 GIB = 2**30
-BLOCK_TOKENS = 16
 # What an engine takes beside weights and KV cache: the CUDA context, allocator slack and captured graphs, and with
 # several GPUs the communicator's buffers. Chosen so that the tokens left for 70B on L40S come out as known: about
 # 31 k in FP8 and 130 k in INT4 over two cards, 12 to 14 k in AWQ on one.
@@ -41,6 +47,8 @@ class EngineSettings:
     """The draft model of speculative decoding, which takes memory of its own; see `drafts`."""
     speculative_tokens: int = 0
     """Tokens guessed ahead for each request; all of them need logits at once."""
+    kv_windows: bool = True
+    """Layers that see a window keep only that of a request, as vLLM has it by itself."""
 
     @property
     def gpus(self) -> int:
@@ -68,15 +76,20 @@ class Fits:
     workspace_bytes: float
     kv_bytes: float
     kv_bytes_per_token: float
-    """Of the fullest GPU."""
+    """Of the fullest GPU, in requests of max_model_len."""
     kv_tokens: int
-    """Tokens of context all running requests may hold together."""
+    """Tokens of context all running requests may hold together, in requests of max_model_len."""
+    kv_blocks: int
+    layout: KvLayout
 
     def largest_batch(self, context_tokens: int) -> int:
         """Sequences of `context_tokens` (prompt and output) that run at once: by KV cache and by max_num_seqs."""
-        blocks_each = -(-context_tokens // BLOCK_TOKENS)
-        by_memory = self.kv_tokens // BLOCK_TOKENS // blocks_each
+        by_memory = self.kv_blocks // self.layout.blocks_of(context_tokens)
         return min(by_memory, self.settings.max_num_seqs or by_memory)
+
+    def longest_request(self, at_most: int) -> int:
+        """The longest max_model_len, up to `at_most`, that an engine starts with. vLLM keeps one block for itself."""
+        return self.layout.longest(self.kv_blocks - 1, at_most)
 
 
 @dataclass(frozen=True)
@@ -103,81 +116,90 @@ def check(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings) -> Fits
     if broken is not None:
         return broken
     usable = gpu.memory_bytes * full.gpu_memory_utilization
-    draft_weights, draft_per_token = draft_bytes(full)
-    weights = stage_weight_bytes(facts, full) + draft_weights
+    weights = stage_weight_bytes(facts, full) + draft_weight_bytes(full)
     workspace = workspace_bytes(facts, full)
-    per_token = stage_kv_bytes_per_token(facts, full) + draft_per_token
+    layout = stage_kv_layout(facts, full)
     left = (usable - weights - workspace) * full.kv_cache_free_fraction
-    tokens = int(max(0.0, left) // per_token) // BLOCK_TOKENS * BLOCK_TOKENS
+    blocks = int(max(0.0, left) // layout.block_bytes)
     of_what = "weights (draft model included)" if full.draft else "weights"
     what = f"{weights / 1e9:.1f} GB of {of_what} and {workspace / 1e9:.1f} GB of workspace per GPU"
     room = f"{usable / 1e9:.1f} GB ({full.gpu_memory_utilization:.0%} of {gpu.name}'s {gpu.memory_bytes / 1e9:.1f} GB)"
     if left <= 0:
         return Refusal(f"{what} do not fit in {room}", Limit.WEIGHTS)
     wanted = full.max_model_len or facts.max_position_embeddings
-    if tokens < wanted:
+    of_a_request = layout.blocks_of(wanted)
+    if blocks - 1 < of_a_request:
+        tokens = layout.longest(blocks - 1, wanted)
         return Refusal(
             f"{what} leave room for {tokens:,} tokens of context in {room}; max_model_len is {wanted:,}", Limit.CONTEXT
         )
-    return Fits(full, gpu, usable, weights, workspace, left, per_token, tokens)
+    per_token = layout.block_bytes * of_a_request / wanted
+    tokens = layout.tokens(blocks, wanted)
+    return Fits(full, gpu, usable, weights, workspace, left, per_token, tokens, blocks, layout)
+
+
+def doubts(facts: ModelFacts, settings: EngineSettings) -> tuple[str, ...]:
+    """What makes a size doubtful, whether it fits or not: what is left out, overstated or assumed."""
+    draft = settings.draft.notes if settings.draft else ()
+    mixed = len({each.window for each in facts.kv_layers}) > 1
+    full = ("layers with a sliding window are counted as full ones: a refusal may be too strict",)
+    return (*facts.notes, *(full if mixed and not settings.kv_windows else ()), *draft)
 
 
 def with_defaults(facts: ModelFacts, gpu: Accelerator, settings: EngineSettings) -> EngineSettings:
-    """Fill in what vLLM 0.29's server takes by itself (vllm/engine/arg_utils.py), and the checkpoint's quantization."""
+    """Fill in what vLLM 0.29's server takes by itself (vllm/engine/arg_utils.py), and what the checkpoint says."""
     if gpu.memory_bytes >= 160 * GIB:
         tokens, seqs = 16384, 1024
     elif gpu.memory_bytes >= 70 * GIB and "a100" not in gpu.name.casefold():
         tokens, seqs = 8192, 1024
     else:
         tokens, seqs = 2048, 256
-    return EngineSettings(
-        dtype=settings.dtype,
+    return replace(
+        settings,
         quantization=settings.quantization or facts.quantization,
-        kv_cache_dtype=settings.kv_cache_dtype,
+        kv_cache_dtype=facts.kv_cache_dtype if settings.kv_cache_dtype == AUTO else settings.kv_cache_dtype,
         max_model_len=settings.max_model_len or facts.max_position_embeddings,
-        gpu_memory_utilization=settings.gpu_memory_utilization,
-        kv_cache_free_fraction=settings.kv_cache_free_fraction,
         max_num_seqs=settings.max_num_seqs or min(seqs, settings.max_num_batched_tokens or seqs),
         max_num_batched_tokens=settings.max_num_batched_tokens or max(tokens, settings.max_num_seqs or 0),
-        tensor_parallel=settings.tensor_parallel,
-        pipeline_parallel=settings.pipeline_parallel,
-        draft=settings.draft,
-        speculative_tokens=settings.speculative_tokens,
     )
 
 
 def stage_weight_bytes(facts: ModelFacts, settings: EngineSettings) -> float:
     """Weights of the fullest GPU.
 
-    Tensor parallelism splits every matrix and both tables; pipeline parallelism gives whole layers to each stage, the
-    tables to the first and the last one.
+    Tensor parallelism splits both tables and every matrix, but for those that lead into a latent cache; pipeline
+    parallelism gives whole layers to each stage, the tables to the first and the last one.
     """
     total = weight_bytes(facts, settings.quantization, settings.dtype)
+    whole = replicated_bytes(facts, settings.quantization, settings.dtype)
     if settings.pipeline_parallel == 1:
-        return total / settings.tensor_parallel
-    table = facts.input_embedding_parameters * dtype_bytes(settings.dtype, facts)
-    tables = table if facts.tied_embeddings else 2 * table
-    layers = -(-facts.layers // settings.pipeline_parallel)
-    return ((total - tables) * layers / facts.layers + table) / settings.tensor_parallel
+        return (total - whole) / settings.tensor_parallel + whole
+    table = input_table_bytes(facts, settings.quantization, settings.dtype)
+    head = head_bytes(facts, settings.quantization, settings.dtype)
+    share = -(-facts.layers // settings.pipeline_parallel) / facts.layers
+    return ((total - table - head - whole) * share + max(table, head)) / settings.tensor_parallel + whole * share
 
 
-def stage_kv_bytes_per_token(facts: ModelFacts, settings: EngineSettings) -> float:
-    """KV cache of one token on the fullest GPU. With more GPUs than KV heads the heads are repeated."""
-    heads = max(1, facts.kv_heads // settings.tensor_parallel)
-    layers = -(-facts.layers // settings.pipeline_parallel)
-    element = kv_element_bytes(settings.kv_cache_dtype, settings.dtype, facts)
-    return 2 * layers * heads * facts.head_dim * element
+def draft_weight_bytes(settings: EngineSettings) -> float:
+    """Weights of the draft model per GPU; vLLM splits it over as many GPUs as the target.
 
-
-def draft_bytes(settings: EngineSettings) -> tuple[float, float]:
-    """Weights of the draft model and its KV cache for a token, per GPU; vLLM splits it over as many GPUs as the target.
-
-    Its weights are in its checkpoint's own format. It is not split into pipeline stages: the fullest GPU holds it all.
+    They are in its checkpoint's own format. It is not split into pipeline stages: the fullest GPU holds it all.
     """
     if settings.draft is None:
-        return 0.0, 0.0
-    alone = replace(settings, pipeline_parallel=1, quantization=None, draft=None)
-    return stage_weight_bytes(settings.draft, alone), stage_kv_bytes_per_token(settings.draft, alone)
+        return 0.0
+    return stage_weight_bytes(settings.draft, replace(settings, pipeline_parallel=1, quantization=None, draft=None))
+
+
+def stage_kv_layout(facts: ModelFacts, settings: EngineSettings) -> KvLayout:
+    """KV cache of the fullest GPU, the draft model's included, which is not split into pipeline stages."""
+    kinds = []
+    for model, stages in ((facts, settings.pipeline_parallel), (settings.draft, 1)):
+        if model is not None:
+            element = kv_element_bytes(settings.kv_cache_dtype, settings.dtype, model)
+            windows = settings.kv_windows
+            kinds += on_one_gpu(model.kv_layers, element, settings.tensor_parallel, stages, windows=windows)
+    # Tokens of the steps in flight: the next one is scheduled while one runs, and each pipeline stage has its own.
+    return kv_layout(merged(kinds), (settings.pipeline_parallel + 1) * (settings.max_num_batched_tokens or 0))
 
 
 def workspace_bytes(facts: ModelFacts, settings: EngineSettings) -> float:
@@ -219,13 +241,11 @@ def _broken_split(facts: ModelFacts, settings: EngineSettings) -> Refusal | None
 
 
 def _split_groups(facts: ModelFacts, settings: EngineSettings) -> Refusal | None:
-    tp, form = settings.tensor_parallel, weight_format(settings.quantization, settings.dtype, facts)
-    for part, width in facts.row_widths:
-        group = form.expert_group_size if part == EXPERT else form.group_size
-        if group and tp > 1 and (width % tp or width // tp % group):
-            reason = (
-                f"{part} of width {width} over {tp} GPUs splits the quantization groups of {form.group_size} weights "
-                f"({width / tp:g} per GPU)"
-            )
-            return Refusal(reason, Limit.SPLIT)
-    return None
+    tp = settings.tensor_parallel
+    if stored := stored_as(settings.quantization, facts):
+        reason = broken_split(stored, tp, facts.kv_heads)
+    else:
+        form = weight_format(settings.quantization, settings.dtype, facts)
+        found = (broken_groups(part, width, tp, form, expert=part == EXPERT) for part, width in facts.row_widths)
+        reason = next((each for each in found if each is not None), None)
+    return None if reason is None else Refusal(reason, Limit.SPLIT)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from raylane.cluster.catalog import Accelerator
 from raylane.cluster.links import NVLINK_BYTES_PER_S
+from raylane.deployments.kv_layout import on_one_gpu, read_bytes
 from raylane.deployments.memory import EngineSettings
 from raylane.deployments.model_facts import ModelFacts
-from raylane.deployments.weights import kv_bytes_per_token, peak_flops, weights_read_bytes
+from raylane.deployments.weights import kv_element_bytes, peak_flops, weights_read_bytes
 
 ACTIVATION_BYTES = 2  # partial sums travel in 16 bits
 ALL_REDUCES_PER_LAYER = 2  # one after attention, one after the MLP
@@ -65,14 +66,15 @@ def decode_floor_s(
 ) -> float:
     """Shortest time in which each of `batch` sequences of `context_tokens` gets one more token.
 
-    max((weights read + KV read) / (bandwidth x TP), arithmetic) + all-reduce. With pipeline stages every stage reads
-    its layers once for each of the micro-batches in flight, so weights are not read faster, only KV is.
+    max((weights read / TP + KV read of a GPU) / bandwidth, arithmetic) + all-reduce. With pipeline stages every stage
+    reads its layers once for each of the micro-batches in flight, so weights are not read faster, only KV is.
     """
     tp, pp = settings.tensor_parallel, settings.pipeline_parallel
     micro = -(-batch // pp)
     weights = weights_read_bytes(facts, micro, settings.quantization, settings.dtype)
-    kv = micro * context_tokens * kv_bytes_per_token(facts, settings.kv_cache_dtype, settings.dtype)
-    memory_s = (weights + kv) / (gpu.bandwidth_bytes_per_s * tp)
+    element = kv_element_bytes(settings.kv_cache_dtype, settings.dtype, facts)
+    kv = micro * read_bytes(on_one_gpu(facts.kv_layers, element, tp, 1), context_tokens)
+    memory_s = (weights / tp + kv) / gpu.bandwidth_bytes_per_s
     matrices = facts.active_linear_parameters + facts.head_parameters
     compute_s = 2 * matrices * micro / (peak_flops(gpu, settings.quantization, settings.dtype, facts) * tp)
     return max(memory_s, compute_s) + all_reduce_s(facts, tp, micro, link) + stage_hops_s(facts, pp, micro, link)

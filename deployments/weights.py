@@ -1,86 +1,13 @@
 """Bytes of weights and of KV cache for a model in a given format, and how much of it a step reads. Pure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
-
 from raylane.cluster.catalog import Accelerator
 from raylane.cluster.errors import UsageError
-from raylane.deployments.checkpoint_format import NO_GROUPS
 from raylane.deployments.model_facts import ModelFacts
+from raylane.deployments.quantization.formats import KNOWN, Compute, WeightFormat, named, plain_name
+from raylane.deployments.quantization.kv_cache import AUTO
+from raylane.deployments.quantization.linears import REPLICATED, Kind
+from raylane.deployments.quantization.stored import Stored
 
-GROUP_BYTES = 2 + 0.5  # of a group of weights in 4 bits: one 16-bit scale and one 4-bit zero point
-SMALLEST_EXPERT_GROUP = 32
-
-
-class Compute(StrEnum):
-    """The arithmetic a weight format runs in."""
-
-    HALF = "16-bit"
-    FP8 = "fp8"
-    INT8 = "int8"
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """One way to store the matrices of the layers. Embeddings, head, norms and routers stay in the model's dtype."""
-
-    name: str
-    bytes_per_weight: float
-    compute: Compute
-    group_size: int | None = None
-    """Weights that share a scale and a zero point, which tensor parallelism must not split; None without groups."""
-
-    @property
-    def expert_group_size(self) -> int | None:
-        """The same of routed experts, whose groups in AWQ and GPTQ vLLM 0.29 halves until a GPU's share is whole.
-
-        It does so down to 32 weights (quantization/moe_wna16.py), and not for compressed-tensors.
-        """
-        if self.group_size is None or self.name == "int4":
-            return self.group_size
-        return min(self.group_size, SMALLEST_EXPERT_GROUP)
-
-
-_FORMATS: Mapping[str, WeightFormat] = {
-    item.name: item
-    for item in (
-        WeightFormat("fp8", 1, Compute.FP8),
-        WeightFormat("int8", 1, Compute.INT8),
-        WeightFormat("awq", 0.5, Compute.HALF),
-        WeightFormat("gptq", 0.5, Compute.HALF),
-        WeightFormat("int4", 0.5, Compute.HALF),
-        WeightFormat("bitsandbytes", 0.5 + 4 / 64, Compute.HALF),
-    )
-}
-_GROUPED = frozenset({"awq", "gptq", "int4"})  # their bytes above are without what a group adds
-_ALIASES = {
-    "awq_marlin": "awq",
-    "auto_awq": "awq",
-    "gptq_marlin": "gptq",
-    "auto_gptq": "gptq",
-    "int4_awq": "awq",
-    "w8a8": "int8",
-    "fbgemm_fp8": "fp8",
-    "fp8_per_tensor": "fp8",
-    "fp8_per_block": "fp8",
-    "fp8_per_channel": "fp8",
-    "modelopt": "fp8",
-}
-# Methods that say how a checkpoint is stored but not with how many bits: that stands in the checkpoint.
-_BITS_IN_CHECKPOINT = frozenset(
-    {
-        "compressed-tensors",
-        "modelopt",
-        "bitsandbytes",
-        "gptq",
-        "gptq_marlin",
-        "auto_gptq",
-        "awq",
-        "awq_marlin",
-        "auto_awq",
-    }
-)
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "half": 2, "bf16": 2, "fp16": 2, "float32": 4, "float": 4, "fp32": 4}
 
 
@@ -93,40 +20,124 @@ def dtype_bytes(dtype: str, facts: ModelFacts) -> int:
     return _DTYPE_BYTES[dtype]
 
 
-def weight_format(quantization: str | None, dtype: str, facts: ModelFacts) -> WeightFormat:
-    """The format the layers are stored in: the quantization named, else the checkpoint's own, else plain `dtype`.
+def takes_checkpoints_own(quantization: str | None, facts: ModelFacts) -> bool:
+    """Whether the checkpoint decides the format: nothing else is named, or only the method it has."""
+    if facts.quantization is None:
+        return False
+    if quantization in {None, facts.quantization}:
+        return True
+    own, asked = facts.quantization.split()[0], str(quantization)
+    return asked in _BITS_IN_CHECKPOINT or plain_name(asked) == plain_name(own)
 
-    The checkpoint's own counts as well where the name leaves the bits to it (compressed-tensors, gptq, ...).
+
+# Methods that say how a checkpoint is stored but not with how many bits: that stands in the checkpoint.
+_BITS_IN_CHECKPOINT = frozenset(
+    {
+        "auto-round",
+        "auto_awq",
+        "auto_gptq",
+        "awq",
+        "awq_marlin",
+        "bitsandbytes",
+        "compressed-tensors",
+        "gptq",
+        "gptq_marlin",
+        "inc",
+        "modelopt",
+        "modelopt_mixed",
+        "quark",
+        "torchao",
+    }
+)
+
+
+def weight_format(quantization: str | None, dtype: str, facts: ModelFacts) -> WeightFormat:
+    """The one format of all matrices: the quantization named, else the checkpoint's own, else plain `dtype`.
+
+    UsageError for one that has no size here.
     """
-    name = quantization or facts.quantization
-    if name in _BITS_IN_CHECKPOINT and facts.quantization:
-        name = facts.quantization
+    name = facts.quantization if takes_checkpoints_own(quantization, facts) else quantization
     if name in {None, "none"}:
         return WeightFormat("none", dtype_bytes(dtype, facts), Compute.HALF)
-    name = _ALIASES.get(str(name), str(name))
-    if name not in _FORMATS:
-        raise UsageError(f"quantization: {name!r} cannot be sized (known: {', '.join([*_FORMATS, *_ALIASES])})")
-    found, size = _FORMATS[name], facts.group_size
-    if name not in _GROUPED or size == NO_GROUPS:
-        return found
-    return replace(found, bytes_per_weight=found.bytes_per_weight + GROUP_BYTES / size, group_size=size)
+    found = named(str(name), facts.group_size)
+    if found is None:
+        raise UsageError(f"quantization: {plain_name(str(name))!r} cannot be sized (known: {', '.join(KNOWN)})")
+    return found
 
 
-def kv_element_bytes(kv_cache_dtype: str, dtype: str, facts: ModelFacts) -> int:
-    """Bytes of one cached number: 1 for the fp8 types, else that of the model's dtype."""
-    return 1 if kv_cache_dtype.startswith("fp8") else dtype_bytes("auto" if dtype == "auto" else dtype, facts)
+def matrices(quantization: str | None, dtype: str, facts: ModelFacts) -> tuple[tuple[WeightFormat, int, bool], ...]:
+    """Formats of the matrices of the layers, how many weights each has, and whether they are routed experts'."""
+    plain = WeightFormat("none", dtype_bytes(dtype, facts), Compute.HALF)
+    if stored := stored_as(quantization, facts):
+        return tuple((item.format or plain, item.weights, item.expert) for item in stored if item.in_layers)
+    form = weight_format(quantization, dtype, facts)
+    others = facts.linear_parameters - facts.expert_parameters
+    dense = (plain if form.experts_only else form, others, False)
+    return (dense, (form, facts.expert_parameters, True)) if facts.expert_parameters else (dense,)
 
 
-def kv_bytes_per_token(facts: ModelFacts, kv_cache_dtype: str = "auto", dtype: str = "auto") -> int:
-    """KV cache of one token over all layers and GPUs: 2 x layers x kv_heads x head_dim x bytes."""
-    return 2 * facts.layers * facts.kv_heads * facts.head_dim * kv_element_bytes(kv_cache_dtype, dtype, facts)
+def stored_as(quantization: str | None, facts: ModelFacts) -> tuple[Stored, ...]:
+    """The matrices as the checkpoint stores them; () where it does not decide, or not matrix by matrix."""
+    return facts.stored if takes_checkpoints_own(quantization, facts) else ()
+
+
+def replicated_bytes(facts: ModelFacts, quantization: str | None = None, dtype: str = "auto") -> float:
+    """Bytes of the matrices that every GPU of a tensor-parallel replica holds whole."""
+    plain = dtype_bytes(dtype, facts)
+    if stored := stored_as(quantization, facts):
+        return sum(item.bytes(plain) for item in stored if item.part == REPLICATED)
+    form = weight_format(quantization, dtype, facts)
+    return facts.replicated_parameters * (plain if form.experts_only else form.bytes_per_weight)
+
+
+def kv_element_bytes(kv_cache_dtype: str, dtype: str, facts: ModelFacts) -> float:
+    """Bytes of one cached number. `auto` is the checkpoint's own type, else the model's dtype.
+
+    NVFP4 has half a byte and an FP8 scale for 16 numbers (vLLM 0.29, utils/torch_utils.py nvfp4_kv_cache_full_dim),
+    the types by token and head have a 32-bit scale for each head (v1/attention/backends/triton_attn.py). UsageError
+    for a type without a size here.
+    """
+    kind = facts.kv_cache_dtype if kv_cache_dtype == AUTO else kv_cache_dtype
+    if kind == AUTO or kind in _DTYPE_BYTES:
+        return dtype_bytes(dtype if kind == AUTO else kind, facts)
+    if kind.endswith("_per_token_head"):
+        return (0.5 if kind.startswith("int4") else 1) + 4 / facts.head_dim
+    if kind.startswith("nvfp4"):
+        return 1 / 2 + 1 / 16
+    if kind.startswith(("fp8", "int8")):
+        return 1
+    raise UsageError(f"kv_cache_dtype: {kind!r} cannot be sized")
+
+
+def kv_bytes_per_token(facts: ModelFacts, kv_cache_dtype: str = "auto", dtype: str = "auto") -> float:
+    """KV cache of one token in all layers: of each 2 x kv_heads x head_dim x bytes, or a latent vector's."""
+    element = kv_element_bytes(kv_cache_dtype, dtype, facts)
+    return sum(each.layers * each.heads * each.bytes_per_token(element) for each in facts.kv_layers)
+
+
+def head_bytes(facts: ModelFacts, quantization: str | None = None, dtype: str = "auto") -> float:
+    """Bytes of the output head where it is stored apart from the input table; 0 where it is the same."""
+    if facts.tied_embeddings:
+        return 0
+    plain = dtype_bytes(dtype, facts)
+    own = (item.bytes(plain) for item in stored_as(quantization, facts) if item.kind is Kind.HEAD)
+    return next(own, facts.head_parameters * plain)
+
+
+def input_table_bytes(facts: ModelFacts, quantization: str | None = None, dtype: str = "auto") -> float:
+    """Bytes of the table that tokens are looked up in."""
+    plain = dtype_bytes(dtype, facts)
+    own = (item.bytes(plain) for item in stored_as(quantization, facts) if item.kind is Kind.TABLE)
+    return next(own, facts.input_embedding_parameters * plain)
 
 
 def weight_bytes(facts: ModelFacts, quantization: str | None = None, dtype: str = "auto") -> float:
-    """Bytes of all weights: the layers' matrices in the quantized format, everything else in `dtype`."""
-    plain = facts.parameters - facts.linear_parameters
-    layers = facts.linear_parameters * weight_format(quantization, dtype, facts).bytes_per_weight
-    return layers + plain * dtype_bytes(dtype, facts)
+    """Bytes of all weights: each matrix in its format, everything else in `dtype`."""
+    plain = dtype_bytes(dtype, facts)
+    layers = sum(weights * form.bytes_per_weight for form, weights, _ in matrices(quantization, dtype, facts))
+    tables = input_table_bytes(facts, quantization, dtype) + head_bytes(facts, quantization, dtype)
+    in_tables = facts.input_embedding_parameters + (0 if facts.tied_embeddings else facts.head_parameters)
+    return layers + tables + (facts.parameters - facts.linear_parameters - in_tables) * plain
 
 
 def weights_read_bytes(facts: ModelFacts, batch: int, quantization: str | None = None, dtype: str = "auto") -> float:
@@ -137,22 +148,24 @@ def weights_read_bytes(facts: ModelFacts, batch: int, quantization: str | None =
     """
     everything = weight_bytes(facts, quantization, dtype)
     if not facts.tied_embeddings:
-        everything -= facts.input_embedding_parameters * dtype_bytes(dtype, facts)
+        everything -= input_table_bytes(facts, quantization, dtype)
     if facts.experts == 1:
         return everything
     untouched = (1 - facts.experts_per_token / facts.experts) ** batch
-    return everything - untouched * facts.expert_parameters * weight_format(quantization, dtype, facts).bytes_per_weight
+    parts = matrices(quantization, dtype, facts)
+    return everything - untouched * sum(weights * form.bytes_per_weight for form, weights, expert in parts if expert)
 
 
 def peak_flops(gpu: Accelerator, quantization: str | None, dtype: str, facts: ModelFacts) -> float:
-    """Operations per second one GPU can do in the format's arithmetic.
+    """Operations per second one GPU can do in the arithmetic of the formats, each as often as it has weights.
 
     Weight-only formats (INT4) and FP8 weights on a card without FP8 run in 16 bits. INT8 has FP8's rate, or twice the
     16-bit rate on cards without FP8 (NVIDIA A100 data sheet: 624 against 312).
     """
-    compute = weight_format(quantization, dtype, facts).compute
-    if compute is Compute.FP8:
-        return gpu.fp8_flops or gpu.bf16_flops
-    if compute is Compute.INT8:
-        return gpu.fp8_flops or 2 * gpu.bf16_flops
-    return gpu.bf16_flops
+    rates = {
+        Compute.HALF: gpu.bf16_flops,
+        Compute.FP8: gpu.fp8_flops or gpu.bf16_flops,
+        Compute.INT8: gpu.fp8_flops or 2 * gpu.bf16_flops,
+    }
+    parts = [(weights, rates[form.compute]) for form, weights, _ in matrices(quantization, dtype, facts)]
+    return sum(weights for weights, _ in parts) / sum(weights / rate for weights, rate in parts)

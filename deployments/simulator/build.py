@@ -8,8 +8,12 @@ from typing import Any
 from raylane.cluster.catalog import Accelerator
 from raylane.cluster.errors import UsageError
 from raylane.deployments.builtin import PREFIX, builtin_config
+from raylane.deployments.families.params_json import config_of_params
 from raylane.deployments.fit import EngineSettings, Fits, fit
+from raylane.deployments.kv_layout import BLOCK_TOKENS
 from raylane.deployments.model_facts import ModelFacts, model_facts
+from raylane.deployments.model_files import CONFIG, PARAMS, describing_file
+from raylane.deployments.quantization.modelopt import MIXED
 from raylane.deployments.roofline import Link, assumed_link
 from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.replica import EngineModel
@@ -20,25 +24,33 @@ from raylane.deployments.simulator.step_model import StepConstants, step_model
 def read_model_config(source: str) -> Mapping[str, Any]:
     """The config.json of a builtin, a folder or a file. Hub names are not looked up: pass their config.json.
 
-    Older checkpoints of NVIDIA's ModelOpt name their format in hf_quant_config.json beside it; it is read as well.
+    A folder that has none but Mistral's params.json is read by that. Older checkpoints of NVIDIA's ModelOpt name their
+    format in hf_quant_config.json beside it; it is read as well.
     """
     if source.startswith(PREFIX):
         return builtin_config(source)
-    path = Path(source)
-    file = path / "config.json" if path.is_dir() else path
-    found = _read_object(file, source, "config.json")
-    beside = file.with_name("hf_quant_config.json")
-    if file.name != "config.json" or found.get("quantization_config") or not beside.is_file():
+    file = _file(source)
+    if file.name == PARAMS:
+        return config_of_params(_read_object(file, source, PARAMS), str(file))
+    found = _read_object(file, source, CONFIG)
+    beside, own = file.with_name("hf_quant_config.json"), found.get("quantization_config")
+    layers_elsewhere = isinstance(own, dict) and own.get("quant_algo") == MIXED and "quantized_layers" not in own
+    if file.name != CONFIG or (own and not layers_elsewhere) or not beside.is_file():
         return found
     declared = _read_object(beside, source, beside.name).get("quantization")
-    own = declared if isinstance(declared, dict) else {}
-    return {**found, "quantization_config": {"quant_method": "modelopt", **own}}
+    of_file = declared if isinstance(declared, dict) else {}
+    return {**found, "quantization_config": {"quant_method": "modelopt", **of_file, **(own or {})}}
 
 
 def read_model_facts(source: str) -> ModelFacts:
     """The size of a builtin, folder or file. What is wrong in a config.json is a UsageError that names the file."""
+    origin = source if source.startswith(PREFIX) else str(_file(source))
+    return model_facts(read_model_config(source), origin)
+
+
+def _file(source: str) -> Path:
     path = Path(source)
-    return model_facts(read_model_config(source), str(path / "config.json") if path.is_dir() else source)
+    return (describing_file(path) or path / CONFIG) if path.is_dir() else path
 
 
 def _read_object(file: Path, source: str, kind: str) -> dict[str, Any]:
@@ -84,7 +96,7 @@ def build_engine(
         raise UsageError(f"does not fit on {gpu.name}: {found.reason}. Nearest that fits: {nearest}")
     full = found.settings
     limits = Limits(
-        kv_tokens=found.kv_tokens,
+        kv_tokens=-(-found.kv_tokens // BLOCK_TOKENS) * BLOCK_TOKENS,
         max_num_seqs=full.max_num_seqs or 1,
         max_num_batched_tokens=full.max_num_batched_tokens or 1,
         max_model_len=full.max_model_len or found.kv_tokens,

@@ -11,10 +11,11 @@ counts 4 x layers x heads x head_dim for every pair of tokens and matters for pr
 from dataclasses import dataclass, replace
 
 from raylane.cluster.catalog import Accelerator
+from raylane.deployments.kv_layout import on_one_gpu, read_bytes
 from raylane.deployments.memory import EngineSettings
 from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.roofline import ALL_REDUCES_PER_LAYER, Link, all_reduce_s, stage_hops_s
-from raylane.deployments.weights import kv_bytes_per_token, peak_flops, weights_read_bytes
+from raylane.deployments.weights import kv_element_bytes, peak_flops, weights_read_bytes
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def step_model(
     share = 2 * (tp - 1) / tp * ALL_REDUCES_PER_LAYER * facts.layers + (pp - 1)
     sizes = range(1, 2 if facts.experts == 1 else 513)
     weights = (weights_read_bytes(facts, size, settings.quantization, settings.dtype) for size in sizes)
-    kv_bytes = kv_bytes_per_token(facts, settings.kv_cache_dtype, settings.dtype)
+    element = kv_element_bytes(settings.kv_cache_dtype, settings.dtype, facts)
+    kv_bytes = tp * read_bytes(on_one_gpu(facts.kv_layers, element, tp, 1), 1)  # windows count as if they saw all
     return StepModel(
         fixed_s=slowdown * (constants.step_overhead_s + latency_s),
         weights_s=tuple(slowdown * size / bandwidth for size in weights),

@@ -380,6 +380,78 @@ def test_a_method_that_leaves_the_bits_to_the_checkpoint_is_sized_by_it(tmp_path
     assert sized["weight_bytes_per_gpu"] == pytest.approx(9.1e9, rel=0.01)
 
 
+VISION_AND_WINDOWS = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "model_type": "gemma3",
+    "vision_config": {"model_type": "siglip_vision_model"},
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 128,
+        "vocab_size": 32000,
+        "max_position_embeddings": 131072,
+        "sliding_window": 1024,
+        "sliding_window_pattern": 6,
+    },
+}
+DOUBTS = ("the vision tower is not counted", "20 of 24 layers have a sliding window of 1024 tokens: ")
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{"max_model_len": 8192}, {"max_model_len": 131_072, "gpu_memory_utilization": 0.15}],
+    ids=["fits", "does not fit"],
+)
+def test_what_is_doubtful_is_said_whether_it_fits_or_not(tmp_path: Path, engine: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(VISION_AND_WINDOWS))
+    file = config(tmp_path, engine, source=str(tmp_path), tensor_parallel=1)
+    fits = engine["max_model_len"] == 8192
+    for more in ((), ("--json",)):
+        done = CliRunner().invoke(app, ["plan", file, *on("l40s-x8-plx"), *more], env={"COLUMNS": "200"})
+        said = " ".join(done.stdout.split())
+        assert ("does not fit" in said or '"fits": false' in said) is not fits
+        assert all(part in said for part in DOUBTS)
+        assert (done.exception is None) is fits
+        assert fits or all(part in str(done.exception) for part in DOUBTS)
+    lines = misfits(load_config(Path(file)), "NVIDIA L40S")
+    assert len(lines) == (0 if fits else 1)
+    assert all(part in line for part in DOUBTS for line in lines)
+
+
+def test_the_guide_says_what_is_doubtful(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(VISION_AND_WINDOWS))
+    for more in ((), ("--json",)):
+        said = " ".join(run("--suggest", str(tmp_path), "--gpu", "L40S", *more).stdout.split())
+        assert all(part in said for part in DOUBTS)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [TRTLLM, {"extra_args": ["--disable-hybrid-kv-cache-manager"]}],
+    ids=["not known of the engine", "turned off"],
+)
+def test_windows_that_an_engine_does_not_keep_are_counted_in_full_and_it_says_so(
+    tmp_path: Path, engine: dict[str, Any]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(VISION_AND_WINDOWS))
+    file = config(tmp_path, engine, source=str(tmp_path), tensor_parallel=1)
+    (sized,) = json.loads(run(file, *on("l40s-x8-plx"), "--json").stdout)["models"]["large"]["on"].values()
+    assert "layers with a sliding window are counted as full ones: a refusal may be too strict" in sized["notes"]
+    assert sized["kv_bytes_per_gpu"] / sized["kv_tokens"] == pytest.approx(24 * 2 * 16 * 128 * 2, rel=0.01)
+
+
+def test_a_folder_with_mistrals_own_file_alone_is_planned(tmp_path: Path) -> None:
+    params = {"dim": 1024, "n_layers": 8, "hidden_dim": 4096, "n_heads": 8, "n_kv_heads": 4, "vocab_size": 32000}
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    engine = {"max_model_len": 4096, "extra_args": ["--config-format", "mistral"]}
+    file = config(tmp_path, engine, source=str(tmp_path), tensor_parallel=1)
+    assert "large: 0.19 B parameters on 1x L40S" in run(file, *on("one-gpu")).stdout
+
+
 DRAFT = {"method": "draft_model", "model": "org/draft", "num_speculative_tokens": 5}
 
 

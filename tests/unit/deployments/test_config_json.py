@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from raylane.deployments.builtin import llama_config
-from raylane.deployments.model_facts import _VARIANTS, model_facts
+from raylane.deployments.families.registry import FAMILIES
+from raylane.deployments.model_facts import model_facts
 
 QWEN3 = {"model_type": "qwen3", "layer_types": ["full_attention"] * 32}
 GEMMA3 = {
@@ -77,7 +78,11 @@ CONTEXTS = [
         for kind, tokens in {"llama": 2048, "mistral": 131072, "phi3": 4096, "qwen2": 32768, "gemma2": 8192}.items()
     ),
 ]
-DEFAULTS = {kind: variant.defaults for kind, variant in _VARIANTS.items() if variant.defaults}
+NOT_IN_TRANSFORMERS = {"kimi_k2"}
+NESTED_THERE = {"qwen2_vl", "qwen2_5_vl"}  # older files have the language part flat, transformers has it nested
+DEFAULTS = {
+    kind: family.defaults for kind, family in FAMILIES.items() if kind not in NOT_IN_TRANSFORMERS | NESTED_THERE
+}
 THEIRS = """
 import json, pathlib, sys
 from transformers import AutoConfig

@@ -260,7 +260,7 @@ def test_largest_batch_counts_whole_blocks_and_the_engines_limit() -> None:
     assert isinstance(found, Fits)
     assert found.largest_batch(8192) == 24
     assert found.largest_batch(17) == 256
-    assert replace(found, kv_tokens=64).largest_batch(17) == 2
+    assert replace(found, kv_blocks=4).largest_batch(17) == 2
 
 
 def test_pipeline_stages_hold_one_table_each() -> None:

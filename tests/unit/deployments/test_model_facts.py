@@ -191,7 +191,7 @@ def test_quantization_declared_by_the_checkpoint(declared: dict[str, Any] | None
     ("declared", "name"),
     [
         pytest.param({"quant_method": "gptq", "bits": 3}, "3-bit gptq", id="GPTQ with 3 bits"),
-        pytest.param({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4", id="4-bit floats"),
+        pytest.param({"quant_method": "modelopt", "quant_algo": "MXINT4"}, "modelopt MXINT4", id="another of ModelOpt"),
         pytest.param({"quant_method": "modelopt"}, "modelopt without quant_algo", id="ModelOpt that says nothing"),
         pytest.param(compressed(4, "float"), "compressed-tensors (4-bit float)", id="compressed 4-bit floats"),
         pytest.param(compressed(2, "int"), "compressed-tensors (2-bit int)", id="compressed 2-bit integers"),
@@ -203,11 +203,11 @@ def test_quantization_declared_by_the_checkpoint(declared: dict[str, Any] | None
                     "mlp": {"weights": {"num_bits": 4, "type": "int"}},
                 },
             },
-            "compressed-tensors (4-bit int and 8-bit float)",
+            "compressed-tensors (4-bit int and 8-bit float): config_groups.attention has no targets",
             id="two formats",
         ),
         pytest.param({"quant_method": "compressed-tensors"}, "compressed-tensors (no weights named)", id="no groups"),
-        pytest.param({"quant_method": "mxfp4"}, "mxfp4", id="a method not known here"),
+        pytest.param({"quant_method": "hqq"}, "hqq", id="a method not known here"),
         pytest.param({"quant_method": "gptq", "bits": [4]}, "[4]-bit gptq", id="GPTQ with a list of bits"),
         pytest.param(compressed([8], "int"), "compressed-tensors ([8]-bit int)", id="compressed, a list of bits"),
         *(
@@ -246,7 +246,7 @@ def test_eight_bits_of_bitsandbytes_take_a_byte(named: str | None) -> None:
     ("file", "expected"),
     [
         pytest.param({"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": None}}, "fp8", id="FP8"),
-        pytest.param({"quantization": {"quant_algo": "NVFP4"}}, "modelopt NVFP4", id="4-bit floats"),
+        pytest.param({"quantization": {"quant_algo": "NVFP4"}}, "nvfp4", id="4-bit floats"),
     ],
 )
 def test_a_format_named_beside_the_config_json_counts(
@@ -262,7 +262,7 @@ def test_a_format_named_beside_the_config_json_counts(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        pytest.param({"model_type": "deepseek_v3"}, "deepseek_v3.*known.*llama", id="an architecture not counted here"),
+        pytest.param({"model_type": "of_tomorrow"}, "of_tomorrow.*known.*llama", id="an architecture not counted here"),
         pytest.param({"model_type": "llama", "hidden_size": 1}, "num_attention_heads", id="a missing key"),
         pytest.param({**GEMMA_2B, "model_type": "gemma3"}, "text_config: required key", id="a part that is missing"),
     ],
