@@ -24,8 +24,32 @@ def with_draft(settings: EngineSettings, speculative: Mapping[str, Any] | None, 
     draft = None
     source = speculative.get("model") or ""
     if not {speculative.get("method"), source} & WITHOUT_MODEL:
-        draft = known_draft(source) or assumed_draft(source, target)
+        own = own_layers(target) if str(speculative.get("method")).endswith("mtp") and not source else None
+        draft = own or known_draft(source) or assumed_draft(source, target)
     return replace(settings, draft=draft, speculative_tokens=int(speculative.get("num_speculative_tokens", 0)))
+
+
+def own_layers(target: ModelFacts) -> ModelFacts | None:
+    """The layers for multi-token prediction of the model itself; None where its config.json names none.
+
+    They look tokens up in the model's tables, see all of a request, and are stored as the model is.
+    """
+    count, (weights, routed) = target.guessing_layers, target.guessing_layer
+    if not count:
+        return None
+    return replace(
+        target,
+        parameters=count * weights,
+        linear_parameters=count * weights,
+        expert_parameters=count * routed,
+        input_embedding_parameters=0,
+        tied_embeddings=True,
+        replicated_parameters=count * target.replicated_parameters // target.layers,
+        layers=count,
+        kv_layers=tuple(replace(each, layers=count) for each in target.kv_layers if each.window is None),
+        stored=(),
+        notes=(),
+    )
 
 
 def known_draft(source: str) -> ModelFacts | None:

@@ -66,6 +66,10 @@ class ModelFacts:
     dtype: str
     notes: tuple[str, ...]
     """What the counts leave out or overstate for this model."""
+    guessing_layers: int = 0
+    """Layers for multi-token prediction, which are not among the others: an engine loads them only as a draft."""
+    guessing_layer: tuple[int, int] = (0, 0)
+    """Weights of one of them, and those of its experts."""
     stored: tuple[Stored, ...] = ()
     """The matrices in the formats of a quantized checkpoint; () for plain weights and where they have no size."""
     kv_cache_dtype: str = AUTO
@@ -120,6 +124,8 @@ def model_facts(config: Mapping[str, Any], origin: str = "config.json") -> Model
             next((of[key] for of in (text, config) for key in ("torch_dtype", "dtype") if of.get(key)), "bfloat16")
         ),
         notes=(*part.notes, *window_notes(caches), *chunk_note(numbers)),
+        guessing_layers=part.guessing_layers,
+        guessing_layer=shape.guessing_layer,
         stored=checkpoint.stored,
         kv_cache_dtype=checkpoint.kv_cache_dtype,
     )

@@ -21,6 +21,7 @@ TOWERS: Mapping[str, str] = {
     "talker_config": "the part that speaks",
     "token2wav_config": "the part that speaks",
 }
+GUESSING_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 _STATE_KEYS = ("layers_block_type", "hybrid_override_pattern", "ssm_cfg", "linear_attn_config", "attn_type_list")
 _STATE_PREFIXES = ("mamba_", "linear_num_", "linear_key_", "conv_L_cache")
 _OTHER_BLOCKS = ("block_configs", "per_layer_config")
@@ -35,6 +36,8 @@ class LanguagePart:
     model_type: str
     family: Family
     notes: tuple[str, ...]
+    guessing_layers: int
+    """Layers for multi-token prediction."""
 
 
 def language_part(config: Mapping[str, Any], origin: str) -> LanguagePart:
@@ -51,7 +54,9 @@ def language_part(config: Mapping[str, Any], origin: str) -> LanguagePart:
     family = FAMILIES[declared]
     _refuse_what_is_not_counted(part, declared, family, origin)
     notes = [f"{what} is not counted" for what in dict.fromkeys(left_out)]
-    return LanguagePart(part, declared, family, (*notes, *_notes(config, part)))
+    key = ConfigJson(part, origin).key_of(GUESSING_LAYERS)
+    guessing = ConfigJson(part, origin).whole(key) if part.get(key) else 0
+    return LanguagePart(part, declared, family, (*notes, *_notes(config, guessing)), guessing)
 
 
 def _nested(part: Mapping[str, Any], origin: str) -> Mapping[str, Any] | None:
@@ -90,11 +95,10 @@ def _refuse_what_is_not_counted(part: Mapping[str, Any], declared: str, family: 
         raise cannot("is_causal", "an encoder without a KV cache")
 
 
-def _notes(config: Mapping[str, Any], part: Mapping[str, Any]) -> list[str]:
+def _notes(config: Mapping[str, Any], guessing_layers: int) -> list[str]:
     notes = []
-    guess = part.get("num_nextn_predict_layers") or part.get("num_mtp_layers")
-    if guess:
-        notes.append("layers for multi-token prediction are not counted: an engine loads them only as a draft")
+    if guessing_layers:
+        notes.append("layers for multi-token prediction count only as a draft (method `mtp`), as an engine loads them")
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
     if name and not name.endswith(_GENERATES):

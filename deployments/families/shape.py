@@ -131,6 +131,14 @@ class Shape:
         return self.layers * self.attention.matrices + dense + moe_layers * shared + self.expert_weights
 
     @property
+    def guessing_layer(self) -> tuple[int, int]:
+        """Weights of a layer for multi-token prediction, which joins two rows, and those of its experts."""
+        mlp = self.matrices_per_mlp * self.hidden
+        routed = self.experts * mlp * self.expert_width
+        rest = mlp * (self.shared_width if self.experts else self.dense_width)
+        return self.attention.matrices + rest + routed + 2 * self.hidden * self.hidden, routed
+
+    @property
     def active_linear(self) -> int:
         unused = self.experts - self.experts_per_token
         return self.linear - (self.expert_weights // self.experts * unused if self.experts else 0)

@@ -136,3 +136,25 @@ def test_a_draft_never_makes_room(tp: int, pp: int, tokens: int, seqs: int, quan
     plain = EngineSettings(quantization=quantization, max_num_seqs=seqs, tensor_parallel=tp, pipeline_parallel=pp)
     asked = with_draft(plain, {"method": "draft_model", "model": "org/d", "num_speculative_tokens": tokens}, TARGET)
     assert fits(TARGET, asked).kv_tokens < fits(TARGET, plain).kv_tokens
+
+
+def test_a_models_own_layers_for_guessing_are_counted_as_they_are_stored() -> None:
+    """DeepSeek V3: 671.03 billion parameters without its 61st layer, whose 11.5 billion of matrices are in FP8."""
+    config = {
+        "model_type": "deepseek_v3", "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61, "num_attention_heads": 128, "num_key_value_heads": 128, "n_shared_experts": 1,
+        "n_routed_experts": 256, "num_experts_per_tok": 8, "first_k_dense_replace": 3, "kv_lora_rank": 512,
+        "q_lora_rank": 1536, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "vocab_size": 129280,
+        "num_nextn_predict_layers": 1, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }  # fmt: skip
+    target = model_facts(config)
+    assert target.parameters == pytest.approx(671.03e9, rel=1e-4)
+    plain = EngineSettings(tensor_parallel=8)
+    asked = with_draft(plain, {"method": "mtp", "num_speculative_tokens": 1}, target)
+    alone, both = (check(target, need_accelerator("H200"), each) for each in (plain, asked))
+    assert isinstance(alone, Fits)
+    assert isinstance(both, Fits)
+    assert 8 * (both.weight_bytes - alone.weight_bytes) == pytest.approx(11.6e9, rel=0.02)
+    assert both.kv_bytes_per_token == alone.kv_bytes_per_token * 62 / 61
+    assert not both.settings.draft.notes if both.settings.draft else False
+    assert "counted as 25%" in with_draft(plain, {"method": "mtp"}, TARGET).draft.notes[0]  # type: ignore[union-attr]

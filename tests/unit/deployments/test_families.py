@@ -335,7 +335,7 @@ def test_what_is_not_counted_has_no_size_but_a_reason(config: dict[str, Any], me
 @pytest.mark.parametrize(
     ("more", "part"),
     [
-        ({"num_nextn_predict_layers": 1}, "multi-token prediction are not counted"),
+        ({"num_nextn_predict_layers": 1}, "multi-token prediction count only as a draft"),
         ({"architectures": ["Qwen2ForRewardModel"]}, "Qwen2ForRewardModel is counted like a model that generates text"),
     ],
     ids=["layers that guess ahead", "another head"],
