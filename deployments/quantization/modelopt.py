@@ -37,8 +37,9 @@ _GROUPED = {"W4A16_AWQ": "awq", "W4A8_AWQ": "awq", "W4A16": "int4", "W4A16_GPTQ"
 
 def modelopt(declared: Mapping[str, Any]) -> Resolver:
     """The format of each matrix. The head counts as well: vLLM quantizes it unless the list leaves it out."""
-    own = an_object(declared, "quantization") or declared
-    left = strings(own, "exclude_modules", "ignore", "ignored_layers")
+    legacy = an_object(declared, "quantization")  # as hf_quant_config.json has it
+    own = legacy or declared
+    left = strings(legacy, "exclude_modules") if legacy else strings(declared, "ignore")
     algorithm = str(own.get("quant_algo") or "").upper()
     layers = an_object(own, "quantized_layers")
     if algorithm == MIXED and not layers:

@@ -39,7 +39,9 @@ def read_model_config(source: str) -> Mapping[str, Any]:
         return found
     declared = _read_object(beside, source, beside.name).get("quantization")
     of_file = declared if isinstance(declared, dict) else {}
-    return {**found, "quantization_config": {"quant_method": "modelopt", **of_file, **(own or {})}}
+    if own:
+        return {**found, "quantization_config": {**of_file, **own}}
+    return {**found, "quantization_config": {"quant_method": "modelopt", "quantization": of_file}}
 
 
 def read_model_facts(source: str) -> ModelFacts:
