@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from raylane.cluster.catalog import Accelerator
-from raylane.deployments.model_facts import EXPERT, ModelFacts
+from raylane.deployments.model_facts import ModelFacts
 from raylane.deployments.quantization.kv_cache import AUTO
+from raylane.deployments.quantization.linears import EXPERT
 from raylane.deployments.quantization.splits import broken_groups, broken_split
 from raylane.deployments.weights import (
     head_bytes,
