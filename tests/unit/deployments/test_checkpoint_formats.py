@@ -190,6 +190,31 @@ def test_experts_alone_are_quantized_by_some_methods() -> None:
     assert fbgemm == plain - 8 * 2 * 1024 * (16 + 8) * 128
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model_type": "phi3"},
+        {"model_type": "gemma2"},
+        {"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2},
+        {
+            "model_type": "qwen2_moe",
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 1024,
+            "mlp_only_layers": [0, 3],
+        },
+    ],
+    ids=lambda more: more["model_type"],
+)
+def test_every_matrix_is_named_once(more: dict[str, Any]) -> None:
+    facts = model_facts({**SHAPE, **more, "quantization_config": fp8()})
+    in_layers = [item for item in facts.stored if item.in_layers]
+    assert sum(item.weights for item in in_layers) == facts.linear_parameters
+    assert sum(item.weights for item in in_layers if item.expert) == facts.expert_parameters
+    assert weight_bytes(facts) == 2 * facts.parameters - facts.linear_parameters
+
+
 def test_names_of_newer_checkpoints_of_text_and_images() -> None:
     text = {"model_type": "mistral", **SHAPE}
     left = [f"model.language_model.layers.{layer}.self_attn.{part}_proj" for layer in range(8) for part in "qkvo"]
