@@ -218,6 +218,7 @@ def judged(config, name):
     kind = CLASSES[name.split(".")[-1]]
     layer = kind.__new__(kind)
     torch.nn.Module.__init__(layer)
+    layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name = "gate_proj", "up_proj", "down_proj"
     layer.moe_config = SimpleNamespace(hidden_dim=1024, intermediate_size_per_partition_unpadded=512)
     try:
         method = config.get_quant_method(layer, name)
