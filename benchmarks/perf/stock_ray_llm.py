@@ -92,7 +92,9 @@ def _until_healthy(url: str, process: subprocess.Popen[bytes], launch: Launch) -
             if reply.status == 200:
                 return
         time.sleep(0.5)
-    raise FailedError(f"the bare engine did not come up; exit status {process.poll()}; its log:\n{log_tail(launch.log_path)}")
+    raise FailedError(
+        f"the bare engine did not come up; exit status {process.poll()}; its log:\n{log_tail(launch.log_path)}"
+    )
 
 
 def serve_stock(folder: str, port: int, engine_env: Mapping[str, str]) -> None:

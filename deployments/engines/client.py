@@ -37,7 +37,10 @@ class EngineClient:
     async def open_to_strangers(self, timeout_s: float) -> bool:
         """Whether the engine answers a request without its key."""
         timeout = aiohttp.ClientTimeout(total=timeout_s)
-        async with aiohttp.ClientSession() as stranger, stranger.get(f"{self._url}/health", timeout=timeout) as response:
+        async with (
+            aiohttp.ClientSession() as stranger,
+            stranger.get(f"{self._url}/health", timeout=timeout) as response,
+        ):
             return response.status not in (401, 403)
 
     async def generate_token(self, timeout_s: float) -> None:

@@ -74,9 +74,8 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection's scope; raylane opens no websocket, so every one is refused."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-        elif (refused := self._refusal(scope)) is None:
+        refused = None if scope["type"] == "lifespan" else self._refusal(scope)
+        if refused is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await _answer(refused, send)

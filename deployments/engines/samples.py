@@ -74,7 +74,7 @@ def _bound(label: str) -> float | None:
 
 @lru_cache(maxsize=16)
 def _lines_of(names: frozenset[str]) -> re.Pattern[str]:
-    """Whole lines of these names: parsing all of a page takes ten times longer (11 ms for the 629 lines of vLLM 0.32)."""
+    """Whole lines of these names: to parse all 629 lines of vLLM 0.32 takes ten times longer, 11 ms."""
     return re.compile(rf"^[ \t]*(({'|'.join(map(re.escape, sorted(names)))})(?![\w:]).*)$", re.MULTILINE)
 
 

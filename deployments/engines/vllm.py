@@ -84,7 +84,7 @@ def installed_in() -> tuple[str, ...]:
 
 
 def server_module(folders: Iterable[str]) -> str:
-    """The module to start as the server: from 0.29 on the first one, and the second, until it goes, only with a warning."""
+    """The module to start as the server. From 0.29 on the second one warns that it will go."""
     launcher = Path("entrypoints", "launchers", "api_server", "entry.py")
     if any((Path(folder) / launcher).is_file() for folder in folders):
         return "vllm.entrypoints.launchers.api_server.entry"

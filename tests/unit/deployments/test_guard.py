@@ -28,7 +28,18 @@ WRONG = {
 TRICKS = (
     *("/invocations", "//invocations", "/v1/../invocations", "/v1/models/../../invocations", "/./health", "/health/"),
     *("/v1/models/", "//v1/models", "/v1//models", "/V1/models", "/HEALTH", "/metricsx", "/metrics/x", "/health\x00"),
-    *("/v1/models?", "/v1/models;x", "v1/models", "", "/", "*", "/v1%2fmodels", "/%2e%2e/metrics", "/health ", "/ health"),
+    *(
+        "/v1/models?",
+        "/v1/models;x",
+        "v1/models",
+        "",
+        "/",
+        "*",
+        "/v1%2fmodels",
+        "/%2e%2e/metrics",
+        "/health ",
+        "/ health",
+    ),
     *("/sleep", "/wake_up", "/is_sleeping", "/collective_rpc", "/tokenize", "/docs", "/openapi.json", "/v1/responses"),
 )
 
@@ -143,7 +154,7 @@ def test_everything_that_the_gateway_passes_on_is_let_in() -> None:
 
 
 def test_it_brings_nothing_into_the_engines_process() -> None:
-    code = "import sys; before = set(sys.modules); import raylane.deployments.engines.guard; print(set(sys.modules) - before)"
+    code = "import sys, raylane.deployments.engines.guard; print(set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     foreign = {"aiohttp", "ray", "pydantic", "prometheus_client", "raylane.deployments.config", "asyncio"}

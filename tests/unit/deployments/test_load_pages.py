@@ -42,7 +42,9 @@ RUNNING = "vllm:num_requests_running"
     [
         pytest.param(NOT_NUMBERS, EngineLoad(prompt_tokens_total=12.0), id="NaN and infinity"),
         pytest.param(TWO_ENGINES, EngineLoad(waiting=1, running=5, kv_use=0.625), id="counts add up, shares do not"),
-        pytest.param(TWO_ENGINES.replace(" 2\n", " NaN\n").replace("0.5", "NaN"), EngineLoad(waiting=1), id="one of two"),
+        pytest.param(
+            TWO_ENGINES.replace(" 2\n", " NaN\n").replace("0.5", "NaN"), EngineLoad(waiting=1), id="one of two"
+        ),
         pytest.param(f"{RUNNING} -1", EngineLoad(), id="negative"),
         pytest.param(f"{RUNNING} 1e309", EngineLoad(), id="beyond every float"),
         pytest.param(f"{RUNNING} 1e308\n" * 2, EngineLoad(), id="a sum beyond every float"),
@@ -106,7 +108,9 @@ def histogram(*counts: str, name: str = GAUGES["ttft"]) -> str:
         pytest.param(histogram("1", "4", "+Inf"), None, id="an infinite count"),
         pytest.param(histogram("1", "4"), None, id="cut before the last bucket"),
         pytest.param(histogram("1", "4", "10") + histogram("9", "12"), None, id="cut in the second engine's"),
-        pytest.param(histogram("1", "4", "10") + histogram("1", "2", "NaN", name=GAUGES["tpot"]), None, id="one of two"),
+        pytest.param(
+            histogram("1", "4", "10") + histogram("1", "2", "NaN", name=GAUGES["tpot"]), None, id="one of two"
+        ),
         pytest.param(histogram("1", "4", "10").replace("1.0", "one"), None, id="a bound that is no number"),
         pytest.param(histogram("1", "4", "10").replace("1.0", "NaN"), None, id="a bound that is NaN"),
         pytest.param(histogram("0", "0", "0"), 0, id="no request yet"),
@@ -129,7 +133,22 @@ def test_a_first_bucket_up_to_nothing_has_no_width() -> None:
 
 
 WORDS = st.sampled_from(
-    [*GAUGES.values(), f"{GAUGES['ttft']}_bucket", "{", "}", '"', "\\", 'le="', "+Inf", "NaN", "1e400", " ", "\n", "#", "["]
+    [
+        *GAUGES.values(),
+        f"{GAUGES['ttft']}_bucket",
+        "{",
+        "}",
+        '"',
+        "\\",
+        'le="',
+        "+Inf",
+        "NaN",
+        "1e400",
+        " ",
+        "\n",
+        "#",
+        "[",
+    ]
 )
 
 
@@ -142,7 +161,9 @@ def test_no_page_raises_and_nothing_read_is_no_number(page: str) -> None:
 
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["kvCacheStats", "maxNumBlocks"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["kvCacheStats", "maxNumBlocks"]), inner)
+    ),
     max_leaves=4,
 )
 KEYS = st.sampled_from(["numActiveRequests", "numQueuedRequests", "kvCacheStats"])
