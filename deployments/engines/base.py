@@ -1,16 +1,17 @@
 """What every engine kind answers: how to start it, and what its metrics are called."""
 
 import json
-import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from prometheus_client.samples import Sample
+
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.deployments.engines.misses import Limits, missed_total
 from raylane.deployments.engines.process import Launch
+from raylane.deployments.engines.samples import added, mean, number, read_samples
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Seat:
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """One reading of an engine's counters. None: the engine does not report it."""
+    """One reading of an engine's counters. None: the engine does not report it, or what it reports is no number."""
 
     waiting: int | None = None
     running: int | None = None
-    kv_use: float | None = None  # share of the KV cache in use, 0 to 1
+    kv_use: float | None = None  # share of the KV cache in use, 0 to 1; of several engines the mean
     prompt_tokens_total: float | None = None
     output_tokens_total: float | None = None
     missed_total: float | None = None  # requests that missed the model's SLO, as far as the histograms tell
@@ -49,11 +50,14 @@ class Engine(Protocol):
         ...
 
 
-SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})? +(\S+)", re.MULTILINE)
+READINGS = ("waiting", "running", "kv_use", "prompt_tokens_total", "output_tokens_total")
 
 
 def read_load(metrics_text: str, names: Mapping[str, str], limits: Limits | None = None) -> EngineLoad:
-    """Pick the load out of a Prometheus text page; samples that differ in labels only are added up.
+    """Pick the load out of a Prometheus text page, whatever is on it.
+
+    Counts of several engines behind one server are added up; of their shares of KV cache the mean is taken. A field
+    is None when the page lacks it or a sample of it is no number: a sum over some engines is not that of all.
 
     `limits` are those of the model's SLO; without them misses are not counted.
 
@@ -61,17 +65,14 @@ def read_load(metrics_text: str, names: Mapping[str, str], limits: Limits | None
     """
     if metrics_text.lstrip().startswith("["):
         return read_iterations(metrics_text, names)
-    sums: dict[str, float] = {}
-    for name, value in SAMPLE.findall(metrics_text):
-        with suppress(ValueError):  # an error page has words where a sample has its number
-            sums[name] = sums.get(name, 0.0) + float(value)
-    prompt_tokens = _first(sums, names, "prompt_tokens_total")
+    samples = read_samples(metrics_text, [name for field in READINGS for name in _alternatives(names, field)])
+    prompt_tokens = added(_first(samples, names, "prompt_tokens_total"))
     return EngineLoad(
-        waiting=_whole(_first(sums, names, "waiting")),
-        running=_whole(_first(sums, names, "running")),
-        kv_use=_first(sums, names, "kv_use"),
+        waiting=_whole(added(_first(samples, names, "waiting"))),
+        running=_whole(added(_first(samples, names, "running"))),
+        kv_use=mean(_first(samples, names, "kv_use")),
         prompt_tokens_total=prompt_tokens,
-        output_tokens_total=_first(sums, names, "output_tokens_total"),
+        output_tokens_total=added(_first(samples, names, "output_tokens_total")),
         missed_total=None if limits is None else missed_total(metrics_text, names, limits, prompt_tokens),
     )
 
@@ -83,7 +84,7 @@ def read_iterations(page: str, names: Mapping[str, str]) -> EngineLoad:
     """
     try:
         iterations = json.loads(page)
-    except ValueError:
+    except (ValueError, RecursionError):
         return EngineLoad()
     if not iterations:
         return EngineLoad(waiting=0, running=0)
@@ -100,23 +101,29 @@ def read_iterations(page: str, names: Mapping[str, str]) -> EngineLoad:
 def _share(iteration: Any, name: str | None) -> float | None:
     if name is None:
         return None
-    values = [_at(iteration, key) for key in name.split("/")]
-    if None in values or (len(values) == 2 and not values[1]):
+    values = [number(_at(iteration, key)) for key in name.split("/")]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values) or (len(known) == 2 and not known[1]):
         return None
-    top, *bottom = (float(value) for value in values if value is not None)
-    return top / bottom[0] if bottom else top
+    return number(known[0] / known[1]) if len(known) == 2 else known[0]
 
 
-def _at(data: Any, dotted: str) -> float | None:
+def _at(data: Any, dotted: str) -> Any:
     for key in dotted.split("."):
         data = data.get(key) if isinstance(data, dict) else None
-    return data if isinstance(data, int | float) else None
+    return data
 
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _first(sums: Mapping[str, float], names: Mapping[str, str], field: str) -> float | None:
-    """The sample of the first of a field's names, which bars divide, that the page has."""
-    return next((sums[name] for name in names.get(field, "").split("|") if name in sums), None)
+def _alternatives(names: Mapping[str, str], field: str) -> list[str]:
+    """A field's names, which bars divide; the first that a page has is read."""
+    return [name for name in names.get(field, "").split("|") if name]
+
+
+def _first(
+    samples: Mapping[str, Collection[Sample] | None], names: Mapping[str, str], field: str
+) -> Collection[Sample] | None:
+    return next((samples[name] for name in _alternatives(names, field) if name in samples), None)

@@ -6,7 +6,8 @@ from raylane.deployments.config import ModelConfig, SimulatorConfig
 from raylane.deployments.engines.base import Engine
 from raylane.deployments.engines.simulator import SimulatorEngine
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
-from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine, program
+from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine
+from raylane.deployments.engines.trtllm.programs import program
 from raylane.deployments.engines.vllm import VllmEngine
 from raylane.deployments.host import recording_in_use
 

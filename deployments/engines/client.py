@@ -34,24 +34,38 @@ class EngineClient:
         async with self._session.get(f"{self._url}/health", timeout=timeout) as response:
             return response.status == 200
 
+    async def open_to_strangers(self, timeout_s: float) -> bool:
+        """Whether the engine answers a request without its key."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        async with (
+            aiohttp.ClientSession() as stranger,
+            stranger.get(f"{self._url}/health", timeout=timeout) as response,
+        ):
+            return response.status not in (401, 403)
+
     async def generate_token(self, timeout_s: float) -> None:
         """Have one token generated, the only proof that an engine works. Raises aiohttp.ClientError if it does not."""
         body = {"model": self._model, "prompt": "ready", "max_tokens": 1, "temperature": 0}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         async with self._session.post(f"{self._url}/v1/completions", json=body, timeout=timeout) as response:
+            text = await _text(response)
             if response.status != 200:
-                raise aiohttp.ClientError(f"status {response.status}: {(await response.text())[:500]}")
-            text = await response.text()
+                raise aiohttp.ClientError(f"status {response.status}: {text[:500]}")
             try:
                 tokens = json.loads(text)["usage"]["completion_tokens"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 tokens = None
             if tokens != 1:
                 raise aiohttp.ClientError(f"no token came: {text[:500]}")
 
     async def load(self, names: Mapping[str, str], timeout_s: float, limits: Limits | None = None) -> EngineLoad:
-        """The engine's counters now; misses are counted against `limits`."""
+        """The engine's counters now, all None under any status but 200; misses are counted against `limits`."""
         async with self._session.get(
             f"{self._url}/metrics", timeout=aiohttp.ClientTimeout(total=timeout_s)
         ) as response:
-            return read_load(await response.text(), names, limits)
+            return read_load(await _text(response), names, limits) if response.status == 200 else EngineLoad()
+
+
+async def _text(response: aiohttp.ClientResponse) -> str:
+    """The body, whatever bytes it has and whatever charset it claims."""
+    return (await response.read()).decode("utf-8", "replace")

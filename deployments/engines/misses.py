@@ -5,11 +5,11 @@ by request. What lies above the SLO's limit is read off them, by a straight line
 into. A request can be late and slow; the larger of both counts is taken, so the figure is rather too low.
 """
 
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-BUCKET = re.compile(r'^([a-zA-Z_:][\w:]*)_bucket\{[^}]*\ble="([^"]+)"[^}]*\} +(\S+)', re.MULTILINE)
+from raylane.deployments.engines.samples import buckets, read_samples
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,27 @@ class Limits:
 def missed_total(
     metrics_text: str, names: Mapping[str, str], limits: Limits, prompt_tokens_total: float | None
 ) -> float | None:
-    """Requests that were late or slow since the engine's start; None where it has no such histograms.
+    """Requests that were late or slow since the engine's start; None where its histograms do not tell.
 
     The allowance for prompt tokens is that of the mean prompt. `names` gives the histograms as "ttft" and "tpot".
     """
-    buckets = _buckets(metrics_text, {names.get("ttft", ""), names.get("tpot", "")} - {""})
-    ttft, tpot = buckets.get(names.get("ttft", "")), buckets.get(names.get("tpot", ""))
-    if not ttft and not tpot:
+    bars = {which: f"{names[which]}_bucket" for which in ("ttft", "tpot") if which in names}
+    read = read_samples(metrics_text, bars.values())
+    counts = {which: buckets(read[bar]) for which, bar in bars.items() if bar in read}
+    if not counts or None in counts.values():
         return None
-    late = 0.0
-    if ttft:
-        requests = max(ttft.values())
-        prompt = (prompt_tokens_total or 0.0) / requests if requests else 0.0
-        late = above(ttft, limits.ttft_s + limits.ttft_s_per_token * prompt)
-    return max(late, above(tpot, limits.tpot_s) if tpot else 0.0)
+    late = _late(counts.get("ttft") or {}, limits, prompt_tokens_total)
+    return None if late is None else max(late, above(counts.get("tpot") or {}, limits.tpot_s))
+
+
+def _late(ttft: Mapping[float, float], limits: Limits, prompt_tokens_total: float | None) -> float | None:
+    """Requests with a late first token; None where the allowance for their prompts is not known."""
+    requests = max(ttft.values(), default=0.0)
+    if not requests:
+        return 0.0
+    if prompt_tokens_total is None and limits.ttft_s_per_token:
+        return None
+    return above(ttft, limits.ttft_s + limits.ttft_s_per_token * (prompt_tokens_total or 0.0) / requests)
 
 
 def above(buckets: Mapping[float, float], limit: float) -> float:
@@ -45,17 +52,14 @@ def above(buckets: Mapping[float, float], limit: float) -> float:
     under, lower_s = 0.0, 0.0
     for bound_s, count in sorted(buckets.items()):
         if bound_s >= limit:
-            part = (limit - lower_s) / (bound_s - lower_s) if bound_s != float("inf") else 0.0
+            part = _part(limit, lower_s, bound_s)
             return max(buckets.values()) - under - part * (count - under)
         under, lower_s = count, bound_s
     return 0.0
 
 
-def _buckets(metrics_text: str, wanted: set[str]) -> dict[str, dict[float, float]]:
-    """Cumulative counts by bound; samples that differ in other labels are added up."""
-    found: dict[str, dict[float, float]] = {}
-    for name, bound, count in BUCKET.findall(metrics_text):
-        if name in wanted:
-            counts = found.setdefault(name, {})
-            counts[float(bound)] = counts.get(float(bound), 0.0) + float(count)
-    return found
+def _part(limit: float, lower_s: float, upper_s: float) -> float:
+    """How much of a bucket lies below the limit: of the last one nothing is known, a first one up to 0 is one point."""
+    if upper_s == math.inf:
+        return 0.0
+    return (limit - lower_s) / (upper_s - lower_s) if upper_s > lower_s else 1.0

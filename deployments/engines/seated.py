@@ -1,6 +1,7 @@
 """One engine on its seat: its process and its client, from the start to the first token, until it is sick or idle."""
 
 import asyncio
+import logging
 import os
 import time
 from contextlib import suppress
@@ -12,7 +13,9 @@ from raylane.deployments.engines.base import Engine, EngineLoad, Seat
 from raylane.deployments.engines.client import EngineClient
 from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.process import EngineProcess
-from raylane.deployments.progress import Progress, follow, sickness
+from raylane.deployments.progress import Progress, Stillness, follow, sickness, still
+
+log = logging.getLogger("raylane.replica")
 
 HEALTH_EVERY_S = 0.5
 HEALTH_TIMEOUT_S = 5.0
@@ -42,7 +45,7 @@ class SeatedEngine:
         self._engine = engine
         self._process = EngineProcess(replica_id, engine.launch(seat), cpus)
         self._client = EngineClient(self.url, seat.api_key, model)
-        self._progress_s = time.monotonic()
+        self._stillness: Stillness | None = None
         self._progress: Progress | None = None
 
     async def start(self, lock_fds: tuple[int, ...], limit_s: float) -> None:
@@ -50,7 +53,6 @@ class SeatedEngine:
         self.pid = await self._process.start(lock_fds)
         await self._until_first_token(limit_s)
         self.ready = True
-        self._progress_s = time.monotonic()
 
     async def _until_first_token(self, limit_s: float) -> None:
         deadline_s = time.monotonic() + limit_s
@@ -59,10 +61,16 @@ class SeatedEngine:
                 raise self._process.failure(f"gave no token within {limit_s:.0f} s")
             with suppress(aiohttp.ClientError, TimeoutError):
                 if await self._client.health(HEALTH_TIMEOUT_S):
+                    await self._check_door()
                     await self._first_token(min(TOKEN_TIMEOUT_S, max(0.0, deadline_s - time.monotonic())))
                     return
             await asyncio.sleep(0.2)
         raise self._process.failure("ended before it was ready")
+
+    async def _check_door(self) -> None:
+        """Raises EngineFailed when the engine serves whoever reaches its port."""
+        if await self._client.open_to_strangers(HEALTH_TIMEOUT_S):
+            raise self._process.failure("answers requests that do not carry its key, so it is not used")
 
     async def _first_token(self, limit_s: float) -> None:
         token = asyncio.create_task(self._client.generate_token(limit_s))
@@ -86,13 +94,10 @@ class SeatedEngine:
 
     async def observe(self) -> None:
         """Read the engine's load, and note whether it gets on with its work."""
-        load = await self._read_load()
-        told = load.output_tokens_total is not None  # TensorRT-LLM does not; then nothing tells a stall from work
-        moved = load.output_tokens_total != self.load.output_tokens_total
-        if not told or moved or not (load.running or load.waiting):
-            self._progress_s = time.monotonic()
+        load, now_s = await self._read_load(), time.monotonic()
         self.load = load
-        self._progress = follow(self._progress, load, time.monotonic())
+        self._stillness = still(self._stillness, load, now_s)
+        self._progress = follow(self._progress, load, now_s)
 
     @property
     def sick(self) -> str | None:
@@ -103,6 +108,9 @@ class SeatedEngine:
         try:
             return await self._client.load(self._engine.gauges, HEALTH_TIMEOUT_S, self.limits)
         except (aiohttp.ClientError, TimeoutError):
+            return EngineLoad()
+        except Exception:  # an edge: nothing that stands on a page is a reason to end an engine
+            log.exception("the load of the engine at %s cannot be read", self.url)
             return EngineLoad()
 
     async def until_sick(self) -> str:
@@ -117,7 +125,7 @@ class SeatedEngine:
                 if not await self._client.health(HEALTH_TIMEOUT_S):
                     return str(self._process.failure("says it is not well"))
                 well_s, refused = time.monotonic(), 0
-                if not self.load.running and well_s - proven_s > PROBE_AFTER_IDLE_S:
+                if self.load.running == 0 and well_s - proven_s > PROBE_AFTER_IDLE_S:
                     proven_s = well_s
                     problem = await self._token_problem()
                     tokenless = tokenless + 1 if problem else 0
@@ -132,7 +140,7 @@ class SeatedEngine:
                     return str(self._process.failure(f"does not answer ({error})"))
             if time.monotonic() - well_s > SILENT_FOR_S:
                 return str(self._process.failure(f"has been silent for {SILENT_FOR_S:.0f} s"))
-            if time.monotonic() - self._progress_s > STALLED_FOR_S:
+            if self._stillness is not None and self._stillness.still_s > STALLED_FOR_S:
                 return str(self._process.failure(f"has requests and gave no token for {STALLED_FOR_S:.0f} s"))
 
     async def _token_problem(self) -> str | None:

@@ -1,17 +1,21 @@
 """vLLM as a child process: the exact command line and environment of `vllm serve` for one replica.
 
-Everything that differs between vLLM 0.26 and 0.29, or between its CUDA and its CPU build, sits here.
+Everything that differs between vLLM 0.26 and 0.33, or between its CUDA and its CPU build, sits here.
 """
 
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 from raylane.deployments.config import ModelConfig, VllmConfig
 from raylane.deployments.engines.base import Seat
+from raylane.deployments.engines.guard import KEY_VARIABLE, KeyGuard
 from raylane.deployments.engines.process import Launch
+
+GUARD = f"{KeyGuard.__module__}.{KeyGuard.__qualname__}"
 
 
 class VllmEngine:
@@ -38,21 +42,26 @@ class VllmEngine:
 
     def launch(self, seat: Seat) -> Launch:
         # The module, not the `vllm` script: the CPU build's script looks for a package named vllm and stops.
-        command = (sys.executable, "-m", "vllm.entrypoints.openai.api_server", *self.arguments(seat))
-        return Launch(command, {**self._env(seat), **dict(seat.links.environment), **self._engine.env}, seat.log_path)
+        command = (sys.executable, "-m", server_module(installed_in()), *self.arguments(seat))
+        env = {**self._env(seat), **dict(seat.links.environment), **self._engine.env}
+        # The key is in the environment because every user of the host can read a command line.
+        return Launch(command, {**env, KEY_VARIABLE: seat.api_key}, seat.log_path)
 
     def arguments(self, seat: Seat) -> tuple[str, ...]:
-        """`vllm serve` arguments without the model given by position."""
+        """`vllm serve` arguments without the model given by position.
+
+        The guard comes last: vLLM puts each middleware around those before it, and ours must be the outermost.
+        """
         return (
             *("--model", self._folder, "--served-model-name", self._name),
             *("--host", seat.host, "--port", str(seat.port)),
             *("--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"),
             *_options(self._model, self._engine, custom_all_reduce=seat.links.custom_all_reduce),
+            *("--middleware", GUARD),
         )
 
     def _env(self, seat: Seat) -> dict[str, str]:
         env = {
-            "VLLM_API_KEY": seat.api_key,  # in the environment: a command line can be read by every user of the host
             "VLLM_PORT": str(seat.inner_ports.start),
             "VLLM_HOST_IP": seat.host,
             "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "120",  # the gateway keeps connections for less
@@ -66,6 +75,20 @@ class VllmEngine:
         if seat.gpu_uuids:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(seat.gpu_uuids)
         return env
+
+
+def installed_in() -> tuple[str, ...]:
+    """The folders of the installed vLLM, which is not imported for it (that takes seconds); () without one."""
+    spec = find_spec("vllm")
+    return () if spec is None else tuple(spec.submodule_search_locations or ())
+
+
+def server_module(folders: Iterable[str]) -> str:
+    """The module to start as the server. From 0.29 on the second one warns that it will go."""
+    launcher = Path("entrypoints", "launchers", "api_server", "entry.py")
+    if any((Path(folder) / launcher).is_file() for folder in folders):
+        return "vllm.entrypoints.launchers.api_server.entry"
+    return "vllm.entrypoints.openai.api_server"
 
 
 def _cpu_env(engine: VllmConfig, processes: int) -> dict[str, str]:

@@ -2,12 +2,13 @@
 
     python -m raylane.deployments.simulator.server --model-name llama-8b --port 8001 --gpu L40S
 
-The key that clients must send is read from the environment (VLLM_API_KEY), as vLLM does. Exit status: 0 after SIGTERM
+The key that clients must send, on every path, is read from the environment (VLLM_API_KEY), as vLLM does; without one it
+listens on loopback addresses only. Exit status: 0 after SIGTERM
 or SIGINT, 1 after an injected failure, 2 for wrong options or a model that does not fit.
 """
 
 import asyncio
-import hmac
+import ipaddress
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 from aiohttp import web
 
 from raylane.cluster.errors import UsageError
+from raylane.deployments.engines.guard import KEY_VARIABLE, engine_key, refusal
 from raylane.deployments.simulator.metrics import EngineMetrics
 from raylane.deployments.simulator.openai_api import (
     Asked,
@@ -31,14 +33,13 @@ from raylane.deployments.simulator.openai_api import (
 from raylane.deployments.simulator.options import FailMode, Options, read_options
 from raylane.deployments.simulator.realtime import RealTimeEngine
 
-KEY_VARIABLE = "VLLM_API_KEY"
 HEADERS = {"x-raylane-simulated": "true"}
 
 
 class Service:
     """The endpoints of one simulated engine."""
 
-    def __init__(self, options: Options, key: str | None) -> None:
+    def __init__(self, options: Options, key: bytes) -> None:
         self._options = options
         self._key = key
         self._engine = RealTimeEngine(options.engine, speedup=options.speedup)
@@ -57,8 +58,6 @@ class Service:
                 web.post("/v1/chat/completions", self._chat),
                 web.get("/v1/models", self._models),
                 web.get("/health", self._health),
-                web.get("/ping", self._health),
-                web.get("/version", self._version),
                 web.get("/metrics", self._metrics_page),
             ]
         )
@@ -88,9 +87,11 @@ class Service:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Keys first, then errors in OpenAI's shape."""
-        if request.path.startswith("/v1/") and not self._authorized(request):
-            return _error("Unauthorized", 401, "AuthenticationError")
+        """Who may ask what first, then errors in OpenAI's shape."""
+        if self._key:
+            sent = [value.encode("utf-8", "surrogateescape") for value in request.headers.getall("Authorization", [])]
+            if (refused := refusal(request.method, request.path, sent, self._key)) is not None:
+                return _error(refused.message, refused.status, refused.kind)
         try:
             response: web.StreamResponse = await handler(request)
         except BadRequestError as error:
@@ -98,10 +99,6 @@ class Service:
         except web.HTTPException as error:
             return _error(error.reason, error.status, "NotFoundError" if error.status == 404 else "BadRequestError")
         return response
-
-    def _authorized(self, request: web.Request) -> bool:
-        sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return self._key is None or hmac.compare_digest(sent.encode(), self._key.encode())
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
         return await self._generate(request, chat=False)
@@ -186,9 +183,6 @@ class Service:
     async def _health(self, _: web.Request) -> web.Response:
         return web.Response(status=503 if self.failed is FailMode.UNHEALTHY else 200, headers=HEADERS)
 
-    async def _version(self, _: web.Request) -> web.Response:
-        return web.json_response({"version": "raylane-simulator", "simulated": True}, headers=HEADERS)
-
     async def _metrics_page(self, _: web.Request) -> web.Response:
         return web.Response(body=self._metrics.text(), content_type="text/plain", headers=HEADERS)
 
@@ -220,7 +214,7 @@ def _error(message: str, status: int, kind: str) -> web.Response:
     return web.json_response(error_body(message, status, kind), status=status, headers=HEADERS)
 
 
-async def serve(options: Options, key: str | None) -> None:
+async def serve(options: Options, key: bytes) -> None:
     """Load (wait), listen, and serve until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -237,17 +231,25 @@ async def serve(options: Options, key: str | None) -> None:
     await runner.cleanup()
 
 
+def _is_loopback(host: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the server; the exit status."""
     import uvloop
 
     try:
-        options = read_options(arguments)
+        options, key = read_options(arguments), engine_key()
+        if not key and not _is_loopback(options.host):
+            raise UsageError(f"--host {options.host}: without {KEY_VARIABLE} the simulator listens on loopback only")
     except UsageError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code
     try:
-        uvloop.run(serve(options, os.environ.get(KEY_VARIABLE)))
+        uvloop.run(serve(options, key))
     except OSError as error:
         print(f"cannot listen on {options.host}:{options.port}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 1

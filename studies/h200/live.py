@@ -127,7 +127,8 @@ class Live:
 
     def page(self, replica: ReplicaReport) -> str:
         """The engine's own metrics."""
-        with urllib.request.urlopen(f"{replica.url}/metrics", timeout=30) as reply:  # noqa: S310 - our own engine
+        asked = urllib.request.Request(f"{replica.url}/metrics", headers={"Authorization": f"Bearer {replica.api_key}"})  # noqa: S310 - our own engine
+        with urllib.request.urlopen(asked, timeout=30) as reply:  # noqa: S310
             text: bytes = reply.read()
         return text.decode()
 

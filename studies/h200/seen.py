@@ -7,6 +7,8 @@ from statistics import median
 from typing import Any
 
 from raylane.deployments.engines.misses import Limits
+from raylane.deployments.engines.samples import buckets, read_samples
+from raylane.deployments.engines.vllm import VllmEngine
 from studies.h200.senders import Ended
 
 BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 7.5, 10.0)  # bounds of vLLM 0.26's histogram of first-token times
@@ -75,13 +77,8 @@ def missed(ended: Iterable[Ended], limits: Limits, input_tokens: int) -> Missed:
 
 def ttft_over(page: str) -> dict[str, float]:
     """Requests above each bound by an engine's metrics page: no line between bounds is drawn here."""
-    name = "vllm:time_to_first_token_seconds"
-    counts: dict[float, float] = {}
-    for line in page.splitlines():
-        if line.startswith(f"{name}_bucket{{"):
-            labels, count = line.rsplit(" ", 1)
-            bound = float(labels.split('le="', 1)[1].split('"', 1)[0])
-            counts[bound] = counts.get(bound, 0.0) + float(count)
+    name = f"{VllmEngine.gauges['ttft']}_bucket"
+    counts = buckets(read_samples(page, {name}).get(name)) or {}
     return {f"{s:g}": max(counts.values()) - counts[s] for s in BUCKETS_S if s in counts}
 
 

@@ -31,6 +31,7 @@ from raylane.cluster.processes import end_processes_with  # noqa: E402
 from raylane.deployments.builtin import ensure_model  # noqa: E402
 from raylane.deployments.config import ModelConfig  # noqa: E402
 from raylane.deployments.engines.base import Seat  # noqa: E402
+from raylane.deployments.engines.guard import KEY_VARIABLE  # noqa: E402
 from raylane.deployments.engines.process import Launch, log_tail  # noqa: E402
 from raylane.deployments.engines.vllm import VllmEngine  # noqa: E402
 from studies.performance.comparison import comparison_table  # noqa: E402
@@ -75,7 +76,7 @@ def bare_vllm(launch: Launch, port: int) -> Iterator[None]:
     with launch.log_path.open("wb") as log:
         process = subprocess.Popen(launch.command, env=env, stdout=log, stderr=subprocess.STDOUT)
     try:
-        _until_healthy(f"http://{HOST}:{port}/health", process, launch.log_path)
+        _until_healthy(f"http://{HOST}:{port}/health", process, launch)
         yield
     finally:
         process.terminate()
@@ -83,14 +84,18 @@ def bare_vllm(launch: Launch, port: int) -> Iterator[None]:
         process.wait()
 
 
-def _until_healthy(url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
+def _until_healthy(url: str, process: subprocess.Popen[bytes], launch: Launch) -> None:
     deadline_s = time.monotonic() + STARTS_WITHIN_S
+    headers = {"Authorization": f"Bearer {launch.env[KEY_VARIABLE]}"}
+    asked = urllib.request.Request(url, headers=headers)  # noqa: S310 - our own engine
     while process.poll() is None and time.monotonic() < deadline_s:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5.0) as reply:  # noqa: S310 - our own engine
+        with suppress(OSError), urllib.request.urlopen(asked, timeout=5.0) as reply:  # noqa: S310
             if reply.status == 200:
                 return
         time.sleep(0.5)
-    raise FailedError(f"the bare engine did not come up; exit status {process.poll()}; its log:\n{log_tail(log_path)}")
+    raise FailedError(
+        f"the bare engine did not come up; exit status {process.poll()}; its log:\n{log_tail(launch.log_path)}"
+    )
 
 
 def serve_stock(folder: str, port: int, engine_env: Mapping[str, str]) -> None:

@@ -8,10 +8,10 @@ import concurrent.futures
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +32,11 @@ from raylane.cli.report import report
 from raylane.cluster.errors import FailedError
 from raylane.cluster.local_ray import MARK as CLUSTER_MARK
 from raylane.cluster.processes import processes_with
+from raylane.deployments.engines.base import read_load
+from raylane.deployments.engines.guard import ALLOWED
+from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.process import MARK
+from raylane.deployments.engines.vllm import VllmEngine
 from raylane.deployments.ray_directory import directory_actor
 from raylane.deployments.rollout import delete, deploy
 
@@ -141,12 +145,61 @@ def running(url: str | None, key: str | None) -> int:
     )
 
 
+def knock(url: str | None, method: str, path: str, key: str | None) -> int:
+    """The status of one request, whose path goes out as it is written."""
+    connection = http.client.HTTPConnection(str(url).removeprefix("http://"), timeout=30)
+    try:
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        if key is not None:
+            connection.putheader("Authorization", f"Bearer {key}")
+        connection.putheader("Content-Length", "0")
+        connection.endheaders()
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+OTHER_SPELLINGS = (
+    *(
+        ("POST", path)
+        for path in ("//invocations", "/v1/../invocations", "/invocations/", "/%69nvocations", "/INVOCATIONS")
+    ),
+    *(("GET", path) for path in ("/v1/models/", "/health/", "/metrics/", "/metricsx", "//metrics", "/docs")),
+    *((method, "/health") for method in ("HEAD", "OPTIONS", "PUT")),
+)
+
+
 @EACH_KIND
 def test_an_engine_refuses_whoever_has_not_its_key(cluster: Cluster, model: str) -> None:
-    url = cluster.ready(model)[0].url
-    request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": "Bearer any"})
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(request, timeout=10)
+    replica = cluster.ready(model)[0]
+    for method, path in (*sorted(ALLOWED), *OTHER_SPELLINGS):
+        assert [knock(replica.url, method, path, key) for key in (None, "any", "")] == [401] * 3, (method, path)
+    for method, path in OTHER_SPELLINGS:
+        assert knock(replica.url, method, path, replica.api_key) == 404, (method, path)
+    for path in ("/health", "/metrics", "/v1/models"):
+        assert knock(replica.url, "GET", path, replica.api_key) == 200
+
+
+def test_every_route_that_the_running_vllm_lists_asks_for_the_key(cluster: Cluster) -> None:
+    replica = cluster.ready("one")[0]
+    listed = re.findall(r"Route: (\S+), Methods: ([A-Z, ]+)", Path(replica.log_path).read_text())
+    routes = {(method, path) for path, methods in listed for method in methods.replace(" ", "").split(",")}
+    assert {("POST", "/invocations"), ("GET", "/metrics"), ("POST", "/v1/completions")} <= routes
+    for method, path in sorted(routes):
+        assert [knock(replica.url, method, path, key) for key in (None, "any")] == [401, 401], (method, path)
+        if (method, path) not in ALLOWED:
+            assert knock(replica.url, method, path, replica.api_key) == 404, (method, path)
+
+
+@EACH_KIND
+def test_a_running_engine_has_every_figure_that_is_read_off_it(cluster: Cluster, model: str) -> None:
+    replica = cluster.ready(model)[0]
+    request = urllib.request.Request(f"{replica.url}/metrics", headers={"Authorization": f"Bearer {replica.api_key}"})
+    page = urllib.request.urlopen(request, timeout=10).read().decode()
+    load = read_load(page, VllmEngine.gauges, Limits(ttft_s=60.0, ttft_s_per_token=0.0, tpot_s=60.0))
+    assert [name for name, value in vars(load).items() if value is None] == []
+    for histogram in ("ttft", "tpot"):
+        assert f"{VllmEngine.gauges[histogram]}_bucket" in page
 
 
 def test_a_benchmark_its_report_and_the_notebook(

@@ -30,6 +30,7 @@ from raylane.deployments.engines.trtllm.build_plan import (
 from raylane.deployments.engines.trtllm.failures import explain_failure
 from raylane.deployments.engines.trtllm.layout import RECORD, BuildRecord
 from raylane.deployments.engines.trtllm.names import version
+from raylane.deployments.engines.trtllm.programs import interpreter
 from raylane.deployments.engines.trtllm.prompts import Prompts
 from raylane.deployments.host import TOPOLOGY_VARIABLE, recording_in_use
 
@@ -73,16 +74,6 @@ def find_toolchain(request: BuildRequest, gpus_here: Callable[[], Sequence[Gpu]]
         raise FailedError(f"{gpus[0]} has no FP8 arithmetic: choose --quantization int8 or int4_awq, and no FP8 KV")
     python = interpreter(Path(found))
     return Toolchain(found, python, installed_version(python), gpus)
-
-
-def interpreter(script: Path) -> str:
-    """The Python of an installed script, out of its first line. FailedError when there is none."""
-    with script.open("rb") as file:
-        first = file.readline().decode(errors="replace").strip()
-    python = first.removeprefix("#!").split(" ")[0].strip()
-    if not first.startswith("#!") or not Path(python).is_file() or "python" not in Path(python).name:
-        raise FailedError(f"{script}: its first line names no Python interpreter (got {first[:80]!r})")
-    return python
 
 
 def installed_version(python: str) -> str:

@@ -1,10 +1,9 @@
 """TensorRT-LLM as a child process: the command line, options file and environment of `trtllm-serve` for one replica.
 
-trtllm-serve knows no API keys and no served model name: it listens on the host's address for whoever reaches it, and
-calls a model by its folder's name, so a local folder gets a link of the model's name beside the log.
+trtllm-serve knows no API keys and no served model name: it is started through guarded_serve.py, which asks for the key
+in its place, and calls a model by its folder's name, so a local folder gets a link of the model's name beside the log.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +14,13 @@ import yaml
 from raylane.cluster.errors import FailedError
 from raylane.deployments.config import ModelConfig
 from raylane.deployments.engines.base import Seat
+from raylane.deployments.engines.guard import KEY_VARIABLE
 from raylane.deployments.engines.process import Launch
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.engines.trtllm.layout import ENGINE, check_built, is_built
-from raylane.deployments.engines.trtllm.names import version
+from raylane.deployments.engines.trtllm.programs import interpreter, program
 
-PROGRAM = "trtllm-serve"
+LAUNCHER = Path(__file__).with_name("guarded_serve.py")
 
 
 class TensorRtLlmEngine:
@@ -50,8 +50,11 @@ class TensorRtLlmEngine:
         place.mkdir(parents=True, exist_ok=True)
         options = place / "options.yaml"
         options.write_text(yaml.safe_dump(self.options(), sort_keys=False), encoding="utf-8")
-        command = (program(self._name), "serve", *self.arguments(seat, self._link(place), options))
-        return Launch(command, {**self._env(seat), **dict(seat.links.environment), **self._engine.env}, seat.log_path)
+        server = program(self._name)
+        guarded = (interpreter(Path(server)), str(LAUNCHER), server)
+        command = (*guarded, "serve", *self.arguments(seat, self._link(place), options))
+        env = {**self._env(seat), **dict(seat.links.environment), **self._engine.env}
+        return Launch(command, {**env, KEY_VARIABLE: seat.api_key}, seat.log_path)
 
     def arguments(self, seat: Seat, model: str, options: Path) -> tuple[str, ...]:
         """`trtllm-serve serve` arguments. Every flag is in 1.1.0 and in 1.3.0rc3, under the older of its names."""
@@ -103,17 +106,6 @@ class TensorRtLlmEngine:
 def files_of(seat: Seat) -> Path:
     """The folder of one replica's options file and link."""
     return seat.log_path.with_suffix(".trtllm")
-
-
-def program(name: str) -> str:
-    """Path of trtllm-serve. FailedError when this host has none."""
-    found = shutil.which(PROGRAM)
-    if found is None:
-        raise FailedError(
-            f"model {name}: engine.kind tensorrt-llm needs TensorRT-LLM {version()}, but {PROGRAM} is not on this "
-            "host's PATH: install it there (docs/engines.md), or use engine.kind vllm"
-        )
-    return found
 
 
 def check_host(name: str, gpu_uuids: tuple[str, ...]) -> None:

@@ -427,6 +427,31 @@ async def test_an_idle_engine_that_is_well_and_hangs_on_tokens_is_given_up_like_
         assert replica.cause is not None
 
 
+NOT_NUMBERS = "vllm:num_requests_waiting NaN\nvllm:num_requests_running +Inf\nvllm:generation_tokens_total {}\n"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(NOT_NUMBERS.format("NaN"), id="nothing is a number"),
+        pytest.param(NOT_NUMBERS.format("7.0"), id="the total is one and stands still"),
+        pytest.param("vllm:num_requests_running 1\nvllm:generation_tokens_total NaN\n", id="a request and no total"),
+    ],
+)
+async def test_an_engine_that_tells_no_numbers_is_left_alone(
+    bench: Bench, short: Callable[[str, float], None], page: str
+) -> None:
+    """It may be at work: no stall is concluded, nor that it is ill from a token that it does not give in time."""
+    for name in ("PROBE_AFTER_IDLE_S", "STALLED_FOR_S"):
+        short(name, 0.2)
+    async with bench.started() as replica:
+        await tell(await bench.endpoint(), metrics_page=page, manner={"hang": True})
+        seen = len(bench.directory.reports)
+        await until(lambda: len(bench.directory.reports) > seen + 10)
+        assert bench.directory.reports[-1].load.output_tokens_total in (None, 7.0)
+        assert (replica.cause, bench.directory.reports[-1].sick) == (None, None)
+
+
 async def test_a_gpu_that_cannot_be_read_once_does_not_end_the_reports(bench: Bench) -> None:
     async with bench.started():
         failures = iter([True])

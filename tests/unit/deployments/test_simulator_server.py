@@ -17,10 +17,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
+from raylane.deployments.engines.guard import ALLOWED
 from raylane.deployments.simulator.loads import simulate
 from raylane.deployments.simulator.options import read_options
 from raylane.deployments.simulator.request import Request
+from raylane.deployments.simulator.server import Service, main
 
 KEY = "secret"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -164,12 +167,37 @@ async def test_a_body_that_is_no_json_is_a_bad_request(url: str) -> None:
         assert "JSON" in (await reply.json())["error"]["message"]
 
 
-@pytest.mark.parametrize("key", [None, "wrong"])
-async def test_the_key_guards_v1_and_nothing_else(url: str, key: str | None) -> None:
-    status, answer = await call(url, "/v1/models", key=key)
-    assert (status, answer["error"]["code"]) == (401, 401)
-    assert (await call(url, "/health", key=key))[0] == 200
-    assert (await call(url, "/metrics", key=key))[0] == 200
+def its_routes() -> list[tuple[str, str]]:
+    """Method and path of everything that the server has."""
+    app = Service(read_options([*SMALL, "--model-name", "m", "--port", "1"]), b"").app()
+    return sorted({(route.method, route.resource.canonical) for route in app.router.routes() if route.resource})
+
+
+@pytest.mark.parametrize("sent", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer \udcff"}])
+async def test_every_route_asks_for_the_key(url: str, sent: dict[str, str]) -> None:
+    routes = [*its_routes(), ("POST", "/invocations"), ("OPTIONS", "/v1/models"), ("GET", "//metrics")]
+    assert {"/v1/completions", "/health", "/metrics"} <= {path for _, path in routes}
+    async with aiohttp.ClientSession(headers=sent) as session:
+        for method, path in routes:
+            async with session.request(method, URL(url + path, encoded=True), json={}) as reply:
+                assert reply.status == 401, (method, path)
+
+
+async def test_it_has_no_route_that_raylane_does_not_use(url: str) -> None:
+    assert {route for route in its_routes() if route[0] != "HEAD"} <= ALLOWED
+    async with aiohttp.ClientSession(headers=HEADERS) as session:
+        for method, path in (("HEAD", "/health"), ("GET", "//health"), ("GET", "/health/"), ("POST", "/invocations")):
+            async with session.request(method, URL(url + path, encoded=True)) as reply:
+                assert reply.status == 404, (method, path)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "elsewhere"])
+def test_without_a_key_it_listens_to_its_own_host_alone(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    assert main([*SMALL, "--model-name", "m", "--port", "1", "--host", host]) == 2
+    assert f"--host {host}: without VLLM_API_KEY" in capsys.readouterr().err
 
 
 async def test_models_lists_the_served_name(url: str) -> None:

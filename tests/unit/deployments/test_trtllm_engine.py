@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -21,7 +22,8 @@ from raylane.deployments.engines.build import build_engine
 from raylane.deployments.engines.client import EngineClient
 from raylane.deployments.engines.process import EngineProcess
 from raylane.deployments.engines.seated import SeatedEngine
-from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine
+from raylane.deployments.engines.trtllm import engine as trtllm_engine
+from raylane.deployments.engines.trtllm.engine import LAUNCHER, TensorRtLlmEngine
 from raylane.deployments.engines.trtllm.layout import RECORD, BuildRecord
 
 PAIR = AllReduceSettings((("NCCL_P2P_DISABLE", "1"),), custom_all_reduce=False, reason="test")
@@ -77,7 +79,8 @@ def test_the_launch_of_a_pair(installed: Path, tmp_path: Path) -> None:
     built = model({**engine, "env": {"TLLM_LOG_LEVEL": "info"}}, tensor_parallel=2)
     launch = TensorRtLlmEngine("tiny", built, "org/m").launch(seat(tmp_path))
     options = tmp_path / "tiny-r1.trtllm" / "options.yaml"
-    assert " ".join(launch.command) == (
+    assert launch.command[:2] == (sys.executable, str(LAUNCHER))
+    assert " ".join(launch.command[2:]) == (
         f"{installed / 'trtllm-serve'} serve org/m --host 127.0.0.1 --port 20000 --backend pytorch --log_level warning "
         "--tp_size 2 --pp_size 1 --kv_cache_free_gpu_memory_fraction 0.9 --max_batch_size 64 --max_seq_len 8192 "
         f"--extra_llm_api_options {options}"
@@ -89,9 +92,9 @@ def test_the_launch_of_a_pair(installed: Path, tmp_path: Path) -> None:
     }
     assert launch.env == {
         **{"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"},
-        **{"NCCL_P2P_DISABLE": "1", "TLLM_LOG_LEVEL": "info"},
+        **{"NCCL_P2P_DISABLE": "1", "TLLM_LOG_LEVEL": "info", "VLLM_API_KEY": "key"},
     }
-    assert "key" not in " ".join(launch.command)
+    assert "key" not in launch.command
 
 
 def test_a_batching_window_is_an_option_of_the_file() -> None:
@@ -105,7 +108,7 @@ def test_a_folder_is_served_under_the_models_name(installed: Path, tmp_path: Pat
     engine = TensorRtLlmEngine("tiny", model(), str(source))
     for _ in range(2):  # a second start finds the link of the first
         launch = engine.launch(seat(tmp_path))
-    served = Path(launch.command[2])
+    served = Path(launch.command[4])
     assert (served.name, served.resolve()) == ("tiny", source)
     assert launch.env["HF_HUB_OFFLINE"] == "1"
 
@@ -114,7 +117,7 @@ def test_a_built_engine_brings_its_tokenizer(installed: Path, tmp_path: Path) ->
     folder = built_folder(tmp_path / "fp8")
     built = model({"backend": "tensorrt", "max_seq_len": 4096}, tensor_parallel=2)
     command = TensorRtLlmEngine("tiny", built, str(folder)).launch(seat(tmp_path)).command
-    assert Path(command[2]).resolve() == folder / "engine"
+    assert Path(command[4]).resolve() == folder / "engine"
     assert command[command.index("--tokenizer") + 1] == str(folder)
     options = yaml.safe_load(Path(command[command.index("--extra_llm_api_options") + 1]).read_text())
     assert "enable_iter_perf_stats" not in options, "a key of the PyTorch backend alone"
@@ -179,11 +182,39 @@ async def test_the_stand_in_server_is_ready_by_a_token_and_tells_its_load(instal
         await client.generate_token(10.0)
         assert await client.load(engine.gauges, 5.0) == EngineLoad(waiting=3, running=1, kv_use=0.25)
         assert await client.load(engine.gauges, 5.0) == EngineLoad(waiting=0, running=0)
-        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{place.port}/v1/models") as reply:
-            assert await reply.json() == {"data": [{"id": "tiny"}]}
+        told = await knock(place.port, {"Authorization": f"Bearer {place.api_key}"})
+        assert told == {"/v1/models": (200, {"data": [{"id": "tiny"}]}), "/release_memory": (404, None)}
+        assert {status for status, _ in (await knock(place.port, {})).values()} == {401}
+        assert not await client.open_to_strangers(5.0)
     finally:
         await client.close()
         await process.stop(5.0)
+
+
+async def knock(port: int, headers: dict[str, str]) -> dict[str, tuple[int, Any]]:
+    """What a path that raylane uses and one that it does not answer."""
+    told: dict[str, tuple[int, Any]] = {}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        for method, path in (("GET", "/v1/models"), ("POST", "/release_memory")):
+            async with session.request(method, f"http://127.0.0.1:{port}{path}") as reply:
+                told[path] = (reply.status, await reply.json() if reply.status == 200 else None)
+    return told
+
+
+async def test_a_server_that_the_guard_is_not_around_is_not_taken_for_ready(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trtllm_engine, "LAUNCHER", tmp_path / "plain.py")
+    run = "import runpy, sys\ndel sys.argv[0]\nsys.path.pop(0)\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    (tmp_path / "plain.py").write_text(run)
+    place = seat(tmp_path, free_port())
+    engine = SeatedEngine(f"test-{uuid.uuid4().hex}", "tiny", TensorRtLlmEngine("tiny", model(), "org/m"), place)
+    try:
+        with pytest.raises(FailedError, match="answers requests that do not carry its key"):
+            await engine.start((), UP_WITHIN_S)
+    finally:
+        await engine.stop(5.0)
+    assert not engine.ready
 
 
 class Told(SeatedEngine):

@@ -1,6 +1,7 @@
 """The exact command lines and environments of `vllm serve`, and that the installed vLLM takes every flag of them."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.deployments.config import ModelConfig
 from raylane.deployments.engines.base import EngineLoad, Seat, read_load
-from raylane.deployments.engines.vllm import VllmEngine
+from raylane.deployments.engines.guard import ALLOWED
+from raylane.deployments.engines.vllm import VllmEngine, server_module
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "engines"
 NO_LINKS = AllReduceSettings((), custom_all_reduce=True, reason="test")
@@ -85,14 +87,7 @@ CASES: dict[str, tuple[dict[str, Any], AllReduceSettings, str]] = {
         "--tensor-parallel-size 1 --gpu-memory-utilization 0.9 --dtype auto --no-enable-prefix-caching",
     ),
 }
-# Reads command lines from standard input and lets vLLM's own parser take them.
-PARSE = """
-import json, sys
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-parser = make_arg_parser(FlexibleArgumentParser())
-print(json.dumps([vars(parser.parse_args(line)) for line in json.load(sys.stdin)], default=str))
-"""
+GUARD = "raylane.deployments.engines.guard.KeyGuard"
 
 
 def model(block: dict[str, Any]) -> ModelConfig:
@@ -110,21 +105,27 @@ def engine(block: dict[str, Any], folder: str = "org/m") -> VllmEngine:
 @pytest.mark.parametrize("case", CASES)
 def test_the_exact_arguments(case: str) -> None:
     block, links, expected = CASES[case]
-    assert list(engine(block).arguments(seat(links))) == shlex.split(f"{ALWAYS} {expected}")
+    assert list(engine(block).arguments(seat(links))) == shlex.split(f"{ALWAYS} {expected} --middleware {GUARD}")
 
 
-def test_the_installed_vllm_takes_every_command_line() -> None:
-    """Imports vLLM in a process of its own (some seconds)."""
+@pytest.fixture(scope="module")
+def installed() -> dict[str, Any]:
+    """What the installed vLLM makes of every command line, and of requests to the server that the first one starts."""
     lines = [list(engine(block).arguments(seat(links))) for block, links, _ in CASES.values()]
-    done = subprocess.run(
-        [sys.executable, "-c", PARSE], input=json.dumps(lines), capture_output=True, text=True, timeout=120
-    )
+    env = {**os.environ, "VLLM_API_KEY": KEY, "VLLM_SERVER_DEV_MODE": "1"}  # with it the server has control paths too
+    command = [sys.executable, str(FIXTURES / "installed_vllm.py")]
+    done = subprocess.run(command, input=json.dumps(lines), env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    parsed = dict(zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def test_the_installed_vllm_takes_every_command_line(installed: dict[str, Any]) -> None:
+    parsed = dict(zip(CASES, installed["parsed"], strict=True))
     for case, values in parsed.items():
         assert (values["model"], values["served_model_name"], values["port"]) == ("org/m", ["tiny"], 20000), case
         assert values["disable_uvicorn_access_log"] is True
-        assert values["api_key"] is None
+        assert (values["api_key"], values["middleware"]) == (None, [GUARD])
     assert parsed["a pair of GPUs"]["tensor_parallel_size"] == 2
     assert parsed["stages"]["pipeline_parallel_size"] == 2
     assert parsed["a pair that goes through host memory"]["disable_custom_all_reduce"] is True
@@ -135,10 +136,51 @@ def test_the_installed_vllm_takes_every_command_line() -> None:
     assert (full["enable_prefix_caching"], full["seed"], full["max_logprobs"]) == (True, 7, 5)
 
 
-def test_the_server_is_started_by_this_interpreter_as_a_module() -> None:
+def test_every_route_of_the_server_asks_for_the_key(installed: dict[str, Any]) -> None:
+    heard = installed["heard"]
+    paths = {(one["scope"], one["path"]) for one in heard}
+    assert paths >= {("http", "/invocations"), ("http", "/metrics"), ("http", "/sleep"), ("websocket", "/v1/realtime")}
+    without = [one for one in heard if one["key"] != KEY]
+    assert [one for one in without if one["status"] != (401 if one["scope"] == "http" else 403)] == []
+
+
+def test_with_the_key_only_what_raylane_uses_is_answered(installed: dict[str, Any]) -> None:
+    answered = {(o["method"], o["path"]) for o in installed["heard"] if o["key"] == KEY and o["status"] is None}
+    assert answered >= {("GET", "/health"), ("GET", "/metrics"), ("GET", "/v1/models")}
+    assert answered >= {("POST", "/v1/completions"), ("POST", "/v1/chat/completions")}
+    assert answered <= ALLOWED
+
+
+def test_the_guard_is_around_the_middleware_that_a_config_adds() -> None:
+    arguments = engine({"engine": {"extra_args": ["--middleware", "theirs.Own"]}}).arguments(seat())
+    assert arguments[-4:] == ("--middleware", "theirs.Own", "--middleware", GUARD)
+
+
+@pytest.mark.parametrize(
+    ("files", "module"),
+    [
+        pytest.param(
+            ("launchers/api_server/entry.py", "openai/api_server.py"),
+            "vllm.entrypoints.launchers.api_server.entry",
+            id="since 0.29, which has both",
+        ),
+        pytest.param(("openai/api_server.py",), "vllm.entrypoints.openai.api_server", id="up to 0.28"),
+    ],
+)
+def test_the_server_module_of_a_version(tmp_path: Path, files: tuple[str, ...], module: str) -> None:
+    for name in files:
+        (tmp_path / "entrypoints" / name).parent.mkdir(parents=True)
+        (tmp_path / "entrypoints" / name).touch()
+    assert server_module([str(tmp_path)]) == module
+
+
+def test_the_server_is_started_by_this_interpreter_without_a_warning_and_without_importing_vllm() -> None:
     launch = engine({}).launch(seat())
-    assert launch.command[:3] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+    assert launch.command[:3] == (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
     assert launch.log_path == Path("/tmp/x.log")
+    code = "import sys; from raylane.deployments.engines import vllm; vllm.installed_in(); print('vllm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -147,6 +189,10 @@ def test_the_key_is_in_the_environment_and_never_on_the_command_line(case: str) 
     launch = engine(block).launch(seat(links))
     assert [argument for argument in launch.command if KEY in argument] == []
     assert launch.env["VLLM_API_KEY"] == KEY
+
+
+def test_a_config_cannot_replace_the_key() -> None:
+    assert engine({"engine": {"env": {"VLLM_API_KEY": ""}}}).launch(seat()).env["VLLM_API_KEY"] == KEY
 
 
 def test_gpus_are_named_by_uuid_in_the_order_of_the_lease() -> None:
