@@ -7,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raylane.cluster.errors import UsageError
+from raylane.cluster.redact import HIDDEN, is_secret_name, redacted, redacted_data
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
@@ -53,7 +54,7 @@ class StrictModel(BaseModel):
         try:
             data = yaml.load(text, UniqueKeyLoader)  # noqa: S506 - a SafeLoader
         except (yaml.YAMLError, TypeError, ValueError) as error:  # the last two of tags like "!!set [1]"
-            raise UsageError(f"{path}: not valid YAML: {error}") from error
+            raise UsageError(f"{path}: not valid YAML: {_yaml_problem(error)}") from error
         except RecursionError as error:
             raise UsageError(f"{path}: not valid YAML: too deeply nested") from error
         return cls.from_data(data, str(path))
@@ -73,19 +74,39 @@ class StrictModel(BaseModel):
 
 
 def explain(error: ValidationError, origin: str) -> list[str]:
-    """One line for each thing wrong: origin, dotted key, what was given and what would fit."""
+    """One line for each thing wrong: origin, dotted key, what was given (no secret) and what would fit."""
     lines, items = [], error.errors()
     for item in items:
         if item["type"] == "too_short" and any(_inside(other["loc"], item["loc"]) for other in items):
             continue  # an entry that is wrong is left out of the count, and has its own line
         key = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        given = _shown(item["loc"], item["input"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{origin}: {key}: unknown key (value {item['input']!r})")
+            lines.append(f"{origin}: {key}: unknown key (value {given})")
         elif item["type"] == "missing":
             lines.append(f"{origin}: {key}: required key is missing")
         else:
-            lines.append(f"{origin}: {key}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})")
+            told = item["msg"].removeprefix("Value error, ")
+            told = redacted(told, [str(item["input"])] if given == HIDDEN else ())
+            lines.append(f"{origin}: {key}: {told} (got {given})")
     return lines
+
+
+def _shown(place: tuple[int | str, ...], given: Any) -> str:
+    """A refused value as it may be repeated."""
+    names = [part for part in place if isinstance(part, str)]
+    if any(is_secret_name(name) for name in names):
+        return HIDDEN
+    return repr(redacted_data(given, names[-1] if names else ""))
+
+
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong and where, without the line itself: it may hold a secret."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    mark = error.problem_mark or error.context_mark
+    place = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
+    return ": ".join(part for part in (error.context, error.problem) if part) + place
 
 
 def _inside(place: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
