@@ -15,7 +15,7 @@ from raylane.benchmarks.environment import describe_environment
 from raylane.benchmarks.gpu_sampler import GpuSample, GpuSampler
 from raylane.benchmarks.load import CaseLoad, CaseTimes, Phase
 from raylane.benchmarks.metrics import CaseFacts, StreamPlan, Window, case_result, output_tokens_in
-from raylane.benchmarks.plan import BenchmarkPlan, Case, Stream
+from raylane.benchmarks.plan import BenchmarkPlan, Case, Stream, refuse_credentials
 from raylane.benchmarks.prompts import PlannedRequest, planned_requests
 from raylane.benchmarks.records import RawReply, RequestRecord, read_reply
 from raylane.benchmarks.results import CaseResult, RunResults
@@ -59,10 +59,11 @@ async def run_plan(
     `simulated` marks the run; it is also marked when a reply carries raylane's simulator header. `engine_info` is what
     the caller knows of the engines and goes into environment.json as it is.
 
-    Raises UsageError when the key's environment variable is not set and FailedError when the endpoint does not answer
-    a one-token request for each stream; neither leaves a folder. When cancelled (Ctrl-C under asyncio.run) it writes
-    what it has, with `complete: false`, and raises CancelledError.
+    Raises UsageError when the address holds a password or the key cannot be used, and FailedError when the endpoint
+    does not answer a one-token request for each stream; neither leaves a folder. When cancelled (Ctrl-C under
+    asyncio.run) it writes what it has, with `complete: false`, and raises CancelledError.
     """
+    refuse_credentials(plan.base_url, "base_url")
     started_at, start_s = datetime.now(UTC), time.perf_counter()
     async with LoadClient(plan.base_url, api_key(plan), plan.request_timeout_s, _clock_from(start_s)) as client:
         await probe(plan, client)
@@ -78,12 +79,18 @@ async def run_plan(
 
 
 def api_key(plan: BenchmarkPlan) -> str | None:
-    """The key from the environment variable that the plan names."""
+    """The key from the environment variable that the plan names, without white space around it."""
     if plan.api_key_env is None:
         return None
-    key = os.environ.get(plan.api_key_env)
+    named = f"api_key_env: the environment variable {plan.api_key_env}"
+    value = os.environ.get(plan.api_key_env)
+    if value is None:
+        raise UsageError(f"{named} is not set")
+    key = value.strip()  # a key read from a file ends with a line end
     if not key:
-        raise UsageError(f"api_key_env: the environment variable {plan.api_key_env} is not set")
+        raise UsageError(f"{named} is empty")
+    if not all(character.isprintable() and character <= "\xff" for character in key):
+        raise UsageError(f"{named} holds characters that no HTTP header can carry")
     return key
 
 
