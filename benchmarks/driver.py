@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +14,14 @@ from raylane.benchmarks.energy import window_energy
 from raylane.benchmarks.environment import describe_environment
 from raylane.benchmarks.gpu_sampler import GpuSample, GpuSampler
 from raylane.benchmarks.load import CaseLoad, CaseTimes, Phase
-from raylane.benchmarks.metrics import CaseFacts, StreamPlan, Window, case_result, output_tokens_in
-from raylane.benchmarks.plan import BenchmarkPlan, Case, Stream
-from raylane.benchmarks.prompts import PlannedRequest, planned_requests
+from raylane.benchmarks.metrics import CaseFacts, StreamPlan, Window, case_result, output_tokens_of
+from raylane.benchmarks.plan import BenchmarkPlan, Case, Stream, refuse_credentials
+from raylane.benchmarks.prompts import planned_requests
 from raylane.benchmarks.records import RawReply, RequestRecord, read_reply
 from raylane.benchmarks.results import CaseResult, RunResults
 from raylane.benchmarks.run_folder import RunFolder
 from raylane.benchmarks.spool import Spool, read_spool
+from raylane.benchmarks.writing import WriteFailedError
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.gpu_readings import GpuReader
 
@@ -59,48 +60,61 @@ async def run_plan(
     `simulated` marks the run; it is also marked when a reply carries raylane's simulator header. `engine_info` is what
     the caller knows of the engines and goes into environment.json as it is.
 
-    Raises UsageError when the key's environment variable is not set and FailedError when the endpoint does not answer
-    a one-token request for each stream; neither leaves a folder. When cancelled (Ctrl-C under asyncio.run) it writes
-    what it has, with `complete: false`, and raises CancelledError.
+    Raises UsageError when the address holds a password or the key cannot be used, and FailedError when the endpoint
+    does not answer a one-token request for each stream; neither leaves a folder. A folder that can no longer be written
+    is a FailedError that says what is in it. When cancelled (Ctrl-C under
+    asyncio.run) it writes what it has, with `complete: false`, and raises CancelledError.
     """
+    refuse_credentials(plan.base_url, "base_url")
     started_at, start_s = datetime.now(UTC), time.perf_counter()
-    async with LoadClient(plan.base_url, api_key(plan), plan.request_timeout_s, _clock_from(start_s)) as client:
-        await probe(plan, client)
+    key, clock = api_key(plan), _clock_from(start_s)
+    async with LoadClient(plan.base_url, key, plan.request_timeout_s, clock) as client:
+        await probe(plan, client, _known(key))
         folder = RunFolder(out_dir, plan, started_at)
-        run = _Run(plan, folder, started_at, lambda: simulated or client.simulated, on_progress)
-        run.folder.write_start(describe_environment(engine_info or {}), run.results(complete=False))
-        if gpu_reader is None:
-            await run.all_cases(client, _clock_from(start_s), list)
-        else:
-            with GpuSampler(gpu_reader, _clock_from(start_s)) as sampler:
-                await run.all_cases(client, _clock_from(start_s), sampler.samples)
+        run = _Run(plan, folder, started_at, lambda: simulated or client.simulated, on_progress, _known(key))
+        try:
+            run.folder.write_start(describe_environment(engine_info or {}), run.results(complete=False))
+            if gpu_reader is None:
+                await run.all_cases(client, clock, list)
+            else:
+                with GpuSampler(gpu_reader, clock) as sampler:
+                    await run.all_cases(client, clock, sampler.samples)
+        except WriteFailedError as error:
+            raise FailedError(f"{error}; {folder.left()}") from error
     return run.folder.path
 
 
+def _known(key: str | None) -> tuple[str, ...]:
+    return () if key is None else (key,)
+
+
 def api_key(plan: BenchmarkPlan) -> str | None:
-    """The key from the environment variable that the plan names."""
+    """The key from the environment variable that the plan names, without white space around it."""
     if plan.api_key_env is None:
         return None
-    key = os.environ.get(plan.api_key_env)
+    named = f"api_key_env: the environment variable {plan.api_key_env}"
+    value = os.environ.get(plan.api_key_env)
+    if value is None:
+        raise UsageError(f"{named} is not set")
+    key = value.strip()  # a key read from a file ends with a line end
     if not key:
-        raise UsageError(f"api_key_env: the environment variable {plan.api_key_env} is not set")
+        raise UsageError(f"{named} is empty")
+    if not all(character.isprintable() and character <= "\xff" for character in key):
+        raise UsageError(f"{named} holds characters that no HTTP header can carry")
     return key
 
 
-async def probe(plan: BenchmarkPlan, client: LoadClient) -> None:
+async def probe(plan: BenchmarkPlan, client: LoadClient, secrets: Iterable[str] = ()) -> None:
     """One short request for each model and endpoint, so that a wrong name or port is told before the run."""
     wanted = {(stream.model, stream.endpoint): stream for case in plan.cases for stream in case.streams}
     for stream in wanted.values():
         short = stream.model_copy(update={"input_tokens": 4, "output_tokens": 1})
-        record = await _one_request(next(planned_requests(short, plan.prompt_token_ids, plan.seed)), stream, client)
+        request = next(planned_requests(short, plan.prompt_token_ids, plan.seed))
+        replies: list[RawReply] = []
+        await client.send(request, 0.0, replies.append)
+        record = read_reply(replies[0], "probe", stream.label, stream.model, secrets)
         if record.error is not None:
             raise FailedError(f"{plan.base_url}: model {stream.model}: {record.error}")
-
-
-async def _one_request(request: PlannedRequest, stream: Stream, client: LoadClient) -> RequestRecord:
-    replies: list[RawReply] = []
-    await client.send(request, 0.0, replies.append)
-    return read_reply(replies[0], "probe", stream.label, stream.model)
 
 
 def _clock_from(start_s: float) -> Clock:
@@ -117,8 +131,10 @@ class _Run:
         started_at: datetime,
         simulated: Callable[[], bool],
         on_progress: OnProgress | None,
+        secrets: tuple[str, ...],
     ) -> None:
         self.folder = folder
+        self._secrets = secrets
         self._plan = plan
         self._started_at = started_at
         self._simulated = simulated
@@ -159,12 +175,13 @@ class _Run:
                 watch.cancel()
                 self._report(case, load.times, clock)
                 spool.flush()
+                spool.check()
                 self._write_case(case, load.times, complete, spool_path, samples())
 
     def _write_case(
         self, case: Case, times: CaseTimes, complete: bool, spool_path: Path, samples: list[GpuSample]
     ) -> None:
-        records = list(read_spool(spool_path))
+        records = list(read_spool(spool_path, self._secrets))
         self.folder.write_requests(records)
         self.folder.write_gpu(samples)
         result = finished_case(self._plan, case, times, complete, records, samples)
@@ -212,6 +229,6 @@ def finished_case(
     window = Window(times.window_start_s, times.window_end_s)
     share = None if times.window_cpu_s is None else times.window_cpu_s / window.length_s
     facts = CaseFacts(case.name, window, complete, times.warmup_timed_out, share)
-    plans = [StreamPlan(stream.label, stream.model, stream.slo) for stream in case.streams]
-    tokens = sum(output_tokens_in(record, window) for record in records)
+    plans = [StreamPlan(stream.label, stream.model, stream.slo, stream.ignore_eos) for stream in case.streams]
+    tokens = output_tokens_of(records, window)
     return case_result(facts, records, plans, window_energy(samples, window, tokens), plan.seed)

@@ -14,7 +14,7 @@ MAX_GAP_S = 3.0
 Points = list[tuple[float, float]]
 
 
-def window_energy(samples: Sequence[GpuSample], window: Window, output_tokens: float) -> Energy | None:
+def window_energy(samples: Sequence[GpuSample], window: Window, output_tokens: float | None) -> Energy | None:
     """Joules of all sampled GPUs inside the window, and joules per output token; None without samples.
 
     Trapezoids over each GPU's power samples, interpolated at the edges of the window. Not valid when a GPU reports no
@@ -28,21 +28,23 @@ def window_energy(samples: Sequence[GpuSample], window: Window, output_tokens: f
         if sample.reading.power_w is not None:
             points.append((sample.t_s, sample.reading.power_w))
     reasons = [doubt for uuid, points in power.items() for doubt in _doubts(uuid, points, window)]
-    energy_j = sum(trapezoid_j(points, window) for points in power.values())
+    each_j = [trapezoid_j(points, window) for points in power.values()]
+    known_j = [energy_j for energy_j in each_j if energy_j is not None]
+    energy_j = sum(known_j) if len(known_j) == len(each_j) else None
     return Energy(
         gpus=len(power),
         energy_j=energy_j,
-        mean_power_w=energy_j / window.length_s,
-        j_per_output_token=energy_j / output_tokens if output_tokens > 0 and not reasons else None,
+        mean_power_w=None if energy_j is None else energy_j / window.length_s,
+        j_per_output_token=energy_j / output_tokens if energy_j is not None and output_tokens and not reasons else None,
         valid=not reasons,
         reasons=tuple(reasons),
     )
 
 
-def trapezoid_j(points: Points, window: Window) -> float:
-    """Joules inside the window. Power is taken as straight between samples and as constant beyond the outer ones."""
+def trapezoid_j(points: Points, window: Window) -> float | None:
+    """Joules inside the window; None without samples. Power is straight between samples and constant beyond them."""
     if not points:
-        return 0.0
+        return None
     times, watts = np.array(points).T
     inside = times[(times > window.start_s) & (times < window.end_s)]
     grid = np.concatenate(([window.start_s], inside, [window.end_s]))

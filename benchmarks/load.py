@@ -62,6 +62,7 @@ class CaseLoad:
         self._stopping = False
         self._dispatchers: list[asyncio.Task[None]] = []
         self._in_flight: set[asyncio.Task[Any]] = set()
+        self._failure: BaseException | None = None
         self.times = CaseTimes()
 
     async def run(self) -> None:
@@ -126,7 +127,13 @@ class CaseLoad:
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
         self._in_flight.add(task)
-        task.add_done_callback(self._in_flight.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._in_flight.discard(task)
+        if not task.cancelled():
+            failure = task.exception()
+            self._failure = self._failure or failure
 
     async def _warm_up(self) -> None:
         deadline_s = self._clock() + self._plan.warmup.timeout_s
@@ -157,7 +164,10 @@ class CaseLoad:
         return _TICK_S if any(load.sent - load.sent_in_warmup < wanted for load in self._loads) else 0.0
 
     async def _tick(self, seconds: float) -> None:
+        """Wait, then raise what stopped a stream: a reply that could not be kept, say."""
         await asyncio.sleep(seconds)
+        if self._failure is not None:
+            raise self._failure
         for task in self._dispatchers:
             if task.done():
                 task.result()

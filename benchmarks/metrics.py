@@ -11,14 +11,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from raylane.benchmarks.doubts import BURST_TOKENS, SHORT_SHARE, case_doubts, stream_doubts, stream_notes
 from raylane.benchmarks.records import RequestRecord
 from raylane.benchmarks.results import Attainment, CaseResult, Energy, StreamResult, Summary
 from raylane.benchmarks.stats import summarize, wilson_interval
 from raylane.deployments.config import Slo
 
-MAX_DISPATCH_LAG_P95_MS = 200.0
-MAX_CLIENT_CPU_SHARE = 0.80
 _ERRORS_SHOWN = 10
+_PIECES_WITHIN_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class StreamPlan:
     label: str
     model: str
     slo: Slo | None
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +74,29 @@ def e2e_ms(record: RequestRecord) -> float | None:
     return None if record.t_last_s is None else (record.t_last_s - record.t_send_s) * 1e3
 
 
+def tokens_per_arrival(record: RequestRecord) -> float | None:
+    """Output tokens / moments at which content came: about 1 when each token is streamed as it is made."""
+    if record.completion_tokens is None or not record.content_times_s:
+        return None
+    return record.completion_tokens / len(set(record.content_times_s))
+
+
+def in_one_piece(record: RequestRecord) -> bool:
+    """Whether several tokens came at one moment, or in large pieces that followed each other at once.
+
+    The network may cut what a proxy had held back: then the pieces lie within 1 % of the time that the reply took.
+    """
+    each, first_s, last_s = tokens_per_arrival(record), record.t_first_s, record.t_last_s
+    if record.completion_tokens is None or record.completion_tokens < 2 or first_s is None or last_s is None:
+        return False
+    at_once = last_s - first_s < _PIECES_WITHIN_SHARE * (last_s - record.t_send_s)
+    return first_s == last_s or (each is not None and each >= BURST_TOKENS and at_once)
+
+
 def tpot_ms(record: RequestRecord) -> float | None:
-    """(last - first content) / (output tokens - 1); None for one token or when the endpoint sent no usage."""
+    """(last - first content) / (output tokens - 1); None for one token, without usage, or for a reply in one piece."""
     tokens = record.completion_tokens
-    if tokens is None or tokens < 2 or record.t_first_s is None or record.t_last_s is None:
+    if tokens is None or tokens < 2 or record.t_first_s is None or record.t_last_s is None or in_one_piece(record):
         return None
     return (record.t_last_s - record.t_first_s) * 1e3 / (tokens - 1)
 
@@ -87,21 +107,22 @@ def dispatch_lag_ms(record: RequestRecord) -> float:
 
 
 def gaps_ms(record: RequestRecord) -> list[float]:
-    """Times between one content chunk and the next."""
-    times = record.content_times_s
+    """Times between one content chunk and the next; none for a reply in one piece."""
+    times = () if in_one_piece(record) else record.content_times_s
     return [(later - earlier) * 1e3 for earlier, later in pairwise(times)]
 
 
 def is_good(record: RequestRecord, slo: Slo) -> bool:
     """Completed, TTFT <= ttft_ms + ttft_ms_per_input_token x input tokens, TPOT <= tpot_ms.
 
-    A one-token answer has no TPOT to miss. An answer of unknown length cannot be shown to be good, so it is not.
+    A one-token answer has no TPOT to miss. What could not be measured (an answer of unknown length, the TPOT of a reply
+    in one piece) cannot be shown to be good, so it is not.
     """
-    first_ms, each_ms = ttft_ms(record), tpot_ms(record)
-    if not record.completed or first_ms is None or record.completion_tokens is None:
+    first_ms, each_ms, tokens = ttft_ms(record), tpot_ms(record), record.completion_tokens
+    if not record.completed or first_ms is None or tokens is None:
         return False
     in_time = first_ms <= slo.ttft_ms + slo.ttft_ms_per_input_token * record.input_tokens
-    return in_time and (each_ms is None or each_ms <= slo.tpot_ms)
+    return in_time and (tokens == 1 if each_ms is None else each_ms <= slo.tpot_ms)
 
 
 def attainment(records: Sequence[RequestRecord], slo: Slo) -> Attainment:
@@ -112,12 +133,27 @@ def attainment(records: Sequence[RequestRecord], slo: Slo) -> Attainment:
     return Attainment(slo=slo, attempted=len(records), good=good, share=share, low=low, high=high)
 
 
-def output_tokens_in(record: RequestRecord, window: Window) -> float:
-    """Output tokens of a completed request that came inside the window: its tokens spread evenly over its chunks."""
-    if not record.completed or record.completion_tokens is None:
+def output_tokens_in(record: RequestRecord, window: Window) -> float | None:
+    """Output tokens of a completed request that came inside the window: its tokens spread evenly over its chunks.
+
+    None when content came inside and the endpoint did not count it.
+    """
+    inside = sum(window.holds(t_s) for t_s in record.content_times_s) if record.completed else 0
+    if inside == 0:
         return 0.0
-    inside = sum(window.holds(t_s) for t_s in record.content_times_s)
-    return record.completion_tokens * inside / len(record.content_times_s)
+    return None if record.completion_tokens is None else record.completion_tokens * inside / len(record.content_times_s)
+
+
+def output_tokens_of(records: Iterable[RequestRecord], window: Window) -> float | None:
+    """Output tokens that came inside the window; None when content came and none of it was counted."""
+    found = [output_tokens_in(record, window) for record in records]
+    counted = [tokens for tokens in found if tokens is not None]
+    return None if None in found and not any(counted) else sum(counted)
+
+
+def is_short(record: RequestRecord) -> bool:
+    """Whether an answer has less than 90 % of the tokens that were asked for."""
+    return record.completion_tokens is not None and record.completion_tokens < SHORT_SHARE * record.asked_output_tokens
 
 
 def stream_result(records: Sequence[RequestRecord], plan: StreamPlan, window: Window, seed: int) -> StreamResult:
@@ -126,7 +162,8 @@ def stream_result(records: Sequence[RequestRecord], plan: StreamPlan, window: Wi
     done = [record for record in due if record.completed]
     came = [record for record in records if record.completed and window.holds(record.t_last_s)]
     prefilled = [record for record in records if record.completed and window.holds(record.t_first_s)]
-    slo = plan.slo
+    slo, tokens = plan.slo, output_tokens_of(records, window)
+    per_arrival = [each for record in done if (each := tokens_per_arrival(record)) is not None]
     return StreamResult(
         stream=plan.label,
         model=plan.model,
@@ -140,10 +177,13 @@ def stream_result(records: Sequence[RequestRecord], plan: StreamPlan, window: Wi
         e2e_ms=_summary(map(e2e_ms, done), seed),
         dispatch_lag_ms=_summary(map(dispatch_lag_ms, due), seed),
         requests_per_s=len(came) / window.length_s,
-        output_tokens_per_s=sum(output_tokens_in(record, window) for record in records) / window.length_s,
+        output_tokens_per_s=None if tokens is None else tokens / window.length_s,
         input_tokens_per_s=sum(record.input_tokens for record in prefilled) / window.length_s,
         goodput_rps=None if slo is None else sum(is_good(record, slo) for record in came) / window.length_s,
         attainment=None if slo is None else attainment(due, slo),
+        in_one_piece=sum(map(in_one_piece, done)),
+        short=sum(map(is_short, done)) if plan.ignore_eos else 0,
+        tokens_per_arrival=float(np.median(per_arrival)) if per_arrival else None,
     )
 
 
@@ -157,50 +197,22 @@ def case_result(
     """All figures of a case, with the reasons why they may not be trusted."""
     by_label = {plan.label: [record for record in records if record.stream == plan.label] for plan in plans}
     streams = tuple(stream_result(by_label[plan.label], plan, facts.window, seed) for plan in plans)
-    reasons = (*doubts(facts), *(doubt for stream in streams for doubt in stream_doubts(stream, by_label)))
+    reasons = (*case_doubts(facts), *(doubt for stream in streams for doubt in stream_doubts(stream, by_label)))
+    rates = [stream.output_tokens_per_s for stream in streams]
+    counted = [rate for rate in rates if rate is not None]
     return CaseResult(
         case=facts.case,
         complete=facts.complete,
         valid=not reasons,
         reasons=reasons,
+        notes=tuple(note for stream in streams for note in stream_notes(stream)),
         window_start_s=facts.window.start_s,
         window_s=facts.window.length_s,
         client_cpu_share=facts.client_cpu_share,
-        output_tokens_per_s=sum(stream.output_tokens_per_s for stream in streams),
+        output_tokens_per_s=sum(counted) if len(counted) == len(rates) else None,
         streams=streams,
         energy=energy,
     )
-
-
-def doubts(facts: CaseFacts) -> list[str]:
-    """Why a whole case is invalid."""
-    found = []
-    if not facts.complete:
-        found.append("the case was interrupted")
-    if facts.warmup_timed_out:
-        found.append("the warm-up did not finish in time, so the window may have begun before steady state")
-    if facts.client_cpu_share is not None and facts.client_cpu_share > MAX_CLIENT_CPU_SHARE:
-        found.append(
-            f"the client used {facts.client_cpu_share:.0%} of a core (limit {MAX_CLIENT_CPU_SHARE:.0%}): "
-            "it may have been the bottleneck"
-        )
-    return found
-
-
-def stream_doubts(stream: StreamResult, records: dict[str, list[RequestRecord]]) -> list[str]:
-    """Why one stream makes its case invalid: a late client (coordinated omission), no requests, no usage."""
-    found = []
-    lag = stream.dispatch_lag_ms
-    if lag is not None and lag.p95.value > MAX_DISPATCH_LAG_P95_MS:
-        found.append(
-            f"{stream.stream}: requests left {lag.p95.value:.0f} ms late (p95, limit {MAX_DISPATCH_LAG_P95_MS:.0f} ms)"
-        )
-    if stream.attempted == 0:
-        found.append(f"{stream.stream}: no request was due in the window")
-    silent = sum(record.completed and record.completion_tokens is None for record in records[stream.stream])
-    if silent:
-        found.append(f"{stream.stream}: {silent} replies without usage; their tokens are not counted")
-    return found
 
 
 def _errors(records: Iterable[RequestRecord]) -> dict[str, int]:

@@ -134,8 +134,8 @@ def one_case_plan(model: str, url: str, load: Load, name: str, seed: int) -> Ben
 
 def _read(case: CaseResult) -> Figures:
     stream = case.streams[0]
-    if stream.ttft_ms is None or stream.tpot_ms is None:
-        raise ValueError(f"{case.case}: nothing came back: {stream.errors}")
+    if stream.ttft_ms is None or stream.tpot_ms is None or stream.output_tokens_per_s is None:
+        raise ValueError(f"{case.case}: nothing came back that could be measured: {stream.errors or case.reasons}")
     return Figures(
         ttft_p50_ms=stream.ttft_ms.p50.value,
         tpot_p50_ms=stream.tpot_ms.p50.value,

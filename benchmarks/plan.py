@@ -1,7 +1,7 @@
 """The benchmark plan: which requests go where, how fast, for how long, and what counts as good enough."""
 
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.config import Slo
 
@@ -172,8 +173,21 @@ class ModelCost(StrictModel):
         return self.gpus_per_replica * self.replicas
 
 
+def _address(url: str) -> SplitResult:
+    """The parts of an address with a port that is one. Python's own words would repeat parts of a password."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        told = str(error)
+        if not told.startswith("Port out of range"):
+            told = "is no address (a port is a number, an IPv6 host stands in square brackets)"
+        raise ValueError(told) from None
+    return parts
+
+
 def _base_url(url: str) -> str:
-    parts = urlsplit(url)
+    parts = _address(url)
     if parts.scheme not in ("http", "https"):
         raise ValueError("must begin with http:// or https://")
     if not parts.hostname:
@@ -219,3 +233,12 @@ class BenchmarkPlan(StrictModel):
         if unknown:
             raise ValueError(f"cost names {', '.join(unknown)}; the cases use {', '.join(sorted(models))}")
         return self
+
+
+def refuse_credentials(url: str, origin: str) -> None:
+    """Raise UsageError, without the address, when it holds a name, a password or a key. Plans of old runs may."""
+    if "@" in url or "%40" in urlsplit(url).netloc:
+        raise UsageError(
+            f"{origin}: holds a name, a password or a key (what stands before @): give the key by api_key_env, "
+            "the NAME of an environment variable that holds it"
+        )

@@ -1,10 +1,11 @@
 """One request: raw as the client kept it, and read into the row of requests.parquet. Pure."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from raylane.benchmarks.sse import RawBody, read_stream
+from raylane.cluster.redact import redacted
 
 _ERROR_TEXT_CHARS = 300
 
@@ -27,7 +28,8 @@ class RawReply:
 class RequestRecord:
     """One request as measured. Times are seconds on the run's clock; None means that it did not happen or was not told.
 
-    A request is completed when `error` is None: status 200, content, a finish reason, no error event, not cut.
+    A request is completed when `error` is None: status 200, a token, a finish reason that is a success, no error event,
+    not cut.
     `prompt_tokens` and `completion_tokens` are the endpoint's own counts, `asked_*` are the plan's.
     """
 
@@ -67,8 +69,11 @@ class RequestRecord:
         return self.asked_input_tokens if self.prompt_tokens is None else self.prompt_tokens
 
 
-def read_reply(reply: RawReply, case: str, stream: str, model: str) -> RequestRecord:
-    """Parse a raw reply. A transport failure or a status other than 200 comes before what the body says."""
+def read_reply(reply: RawReply, case: str, stream: str, model: str, secrets: Iterable[str] = ()) -> RequestRecord:
+    """Parse a raw reply. A transport failure or a status other than 200 comes before what the body says.
+
+    Error texts come without secrets: an endpoint may repeat the key that it refuses.
+    """
     error, facts = reply.error, None
     if error is None and reply.http_status != 200:
         text = reply.body.data[:_ERROR_TEXT_CHARS].decode(errors="replace")
@@ -86,7 +91,7 @@ def read_reply(reply: RawReply, case: str, stream: str, model: str) -> RequestRe
         asked_input_tokens=reply.input_tokens,
         asked_output_tokens=reply.output_tokens,
         http_status=reply.http_status,
-        error=error,
+        error=None if error is None else redacted(error, secrets),
         finish=facts.finish if facts else None,
         prompt_tokens=facts.prompt_tokens if facts else None,
         completion_tokens=facts.output_tokens if facts else None,

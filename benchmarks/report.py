@@ -12,7 +12,9 @@ import jinja2
 from raylane.benchmarks.charts import latency_figure, svg, throughput_figure
 from raylane.benchmarks.results import CaseResult, CostFigure, StreamResult
 from raylane.benchmarks.run_folder import Run
-from raylane.benchmarks.tables import Table, case_tables
+from raylane.benchmarks.tables import Table, case_tables, figure
+from raylane.benchmarks.writing import replace_text
+from raylane.cluster.redact import redacted, redacted_url
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -36,11 +38,14 @@ class CaseSection:
 
 
 def write_report(run: Run, costs: Sequence[CostFigure] = ()) -> ReportFiles:
-    """Write report.html, report.md and report.csv into the run folder and say where."""
+    """Write report.html, report.md and report.csv into the run folder and say where.
+
+    Raises FailedError naming the file that cannot be written.
+    """
     files = ReportFiles(run.path / "report.html", run.path / "report.md", run.path / "report.csv")
-    files.html.write_text(html_report(run, costs), encoding="utf-8")
-    files.markdown.write_text(markdown_report(run, costs), encoding="utf-8")
-    files.csv.write_text(csv_report(run, costs), encoding="utf-8")
+    replace_text(files.html, html_report(run, costs))
+    replace_text(files.markdown, markdown_report(run, costs))
+    replace_text(files.csv, csv_report(run, costs))
     return files
 
 
@@ -92,6 +97,8 @@ def _csv_row(run: Run, case: CaseResult, stream: StreamResult, costs: Sequence[C
         "window_s": case.window_s,
         "attempted": stream.attempted,
         "completed": stream.completed,
+        "in_one_piece": stream.in_one_piece,
+        "short": stream.short,
     }
     for name in ("ttft_ms", "ttft_from_schedule_ms", "tpot_ms", "itl_ms", "e2e_ms", "dispatch_lag_ms"):
         summary = getattr(stream, name)
@@ -122,5 +129,9 @@ def _template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["figure"] = figure
+    environment.filters["address"] = redacted_url
+    environment.filters["redacted"] = redacted
+    environment.filters["sentence"] = lambda text: text if text.endswith(("?", ".")) else f"{text}."
     environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
     return environment.get_template(name)

@@ -59,19 +59,27 @@ class StreamResult(StrictModel):
     dispatch_lag_ms: Summary | None
     """Send minus schedule: how late the client itself was."""
     requests_per_s: float
-    output_tokens_per_s: float
+    output_tokens_per_s: float | None
+    """None when content came and the endpoint counted none of it."""
     input_tokens_per_s: float
     goodput_rps: float | None
     """Good requests that came back in the window, per second; None without an SLO."""
     attainment: Attainment | None
+    in_one_piece: int = 0
+    """Completed replies of several tokens that came at one moment: without TPOT and ITL, misses of an SLO."""
+    short: int = 0
+    """Completed replies with less than 90 % of the tokens asked for; counted when ignore_eos was sent."""
+    tokens_per_arrival: float | None = None
+    """Output tokens per moment at which content came, median of the replies; about 1 when each token is streamed."""
 
 
 class Energy(StrictModel):
     """Energy of all sampled GPUs in the window."""
 
     gpus: int
-    energy_j: float
-    mean_power_w: float
+    energy_j: float | None
+    """None when a GPU does not report its power."""
+    mean_power_w: float | None
     j_per_output_token: float | None
     valid: bool
     reasons: tuple[str, ...]
@@ -84,12 +92,14 @@ class CaseResult(StrictModel):
     complete: bool
     valid: bool
     reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What to know of the figures, though they may be right: bursts, short answers."""
     window_start_s: float
     window_s: float
     client_cpu_share: float | None
     """CPU time of the client process / window; 1.0 is one core fully used."""
-    output_tokens_per_s: float
-    """All streams together."""
+    output_tokens_per_s: float | None
+    """All streams together; None when one of them is unknown."""
     streams: tuple[StreamResult, ...]
     energy: Energy | None
 

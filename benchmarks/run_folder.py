@@ -9,6 +9,8 @@ results.json      figures of the cases done so far, and whether the run is compl
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,8 +30,10 @@ from raylane.benchmarks.plan import BenchmarkPlan
 from raylane.benchmarks.records import RequestRecord
 from raylane.benchmarks.results import RunResults
 from raylane.benchmarks.spool import read_spool
+from raylane.benchmarks.writing import replace_file, replace_text
 from raylane.cluster.errors import UsageError
 from raylane.cluster.gpu_readings import GpuReading
+from raylane.cluster.redact import redacted_data
 from raylane.cluster.strict import explain
 from raylane.deployments.config import Slo
 
@@ -63,6 +67,8 @@ GPU_SCHEMA = pa.schema(
     ]
 )
 
+_TRIAL_BYTES = 4096
+
 
 class RunFolder:
     """Writes one run. Every file is replaced whole, so a reader never meets half a file."""
@@ -75,8 +81,9 @@ class RunFolder:
 
     def write_start(self, environment: dict[str, Any], results: RunResults) -> None:
         """Plan, environment and results without cases."""
-        self._replace("plan.yaml", self._plan.to_yaml())
-        self._replace("environment.json", json.dumps(environment, indent=2, default=str) + "\n")
+        replace_text(self.path / "plan.yaml", self._plan.to_yaml())
+        shown = json.dumps(redacted_data(environment), indent=2, default=str)
+        replace_text(self.path / "environment.json", shown + "\n")
         self.write_results(results)
 
     def spool_path(self, case: str) -> Path:
@@ -93,27 +100,48 @@ class RunFolder:
             if name != "content_times_s"
         }
         columns["content_times_s"] = [np.asarray(record.content_times_s) for record in self._records]
-        self._replace_table("requests.parquet", pa.table(columns, schema=REQUEST_SCHEMA))
+        table = pa.table(columns, schema=REQUEST_SCHEMA)
+        replace_file(self.path / "requests.parquet", lambda partial: pq.write_table(table, partial))
 
     def write_gpu(self, samples: Sequence[GpuSample]) -> None:
         """All GPU samples so far; without any there is no file."""
         if samples:
             rows = [{"t_s": sample.t_s} | asdict(sample.reading) for sample in samples]
-            self._replace_table("gpu.parquet", pa.Table.from_pylist(rows, schema=GPU_SCHEMA))
+            table = pa.Table.from_pylist(rows, schema=GPU_SCHEMA)
+            replace_file(self.path / "gpu.parquet", lambda partial: pq.write_table(table, partial))
 
     def write_results(self, results: RunResults) -> None:
         """Figures so far."""
-        self._replace("results.json", results.model_dump_json(indent=2) + "\n")
+        replace_text(self.path / "results.json", results.model_dump_json(indent=2) + "\n")
 
-    def _replace(self, name: str, text: str) -> None:
-        partial = self.path / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self.path / name)
+    def left(self) -> str:
+        """What there is of the run, for a message."""
+        names = sorted(path.name for path in self.path.iterdir() if not path.name.startswith("."))
+        return f"what there is of the run is in {self.path}: {', '.join(names) or 'nothing'}"
 
-    def _replace_table(self, name: str, table: pa.Table) -> None:
-        partial = self.path / f".{name}.partial"
-        pq.write_table(table, partial)
-        partial.replace(self.path / name)
+
+def check_writable(folder: Path) -> None:
+    """Raise UsageError when no run folder can be made and filled there. Leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for each in reversed([folder, *folder.parents]):
+            if not each.exists():
+                each.mkdir()
+                made.append(each)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".raylane-") as trial:
+            trial.write(bytes(_TRIAL_BYTES))
+            trial.flush()
+            os.fsync(trial.fileno())
+    except OSError as error:
+        raise UsageError(_no_room(folder, error)) from error
+    finally:
+        for each in reversed(made):
+            with suppress(OSError):  # not empty: somebody else was quicker
+                each.rmdir()
+
+
+def _no_room(folder: Path, error: OSError) -> str:
+    return f"--out {folder}: a run folder cannot be made there: {error.strerror}"
 
 
 def _new_folder(out_dir: Path, wanted: str) -> tuple[str, Path]:
@@ -126,7 +154,7 @@ def _new_folder(out_dir: Path, wanted: str) -> tuple[str, Path]:
                 (out_dir / run_id).mkdir()
                 return run_id, out_dir / run_id
     except OSError as error:
-        raise UsageError(f"--out {out_dir}: a run folder cannot be made there: {error.strerror}") from error
+        raise UsageError(_no_room(out_dir, error)) from error
     raise UsageError(f"{out_dir}: has a thousand runs named {wanted}")
 
 

@@ -8,13 +8,20 @@ import json
 import re
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _ERROR_TEXT_CHARS = 300
-_TAIL_BYTES = 2048
+_EDGE_BYTES = 1024
 _DONE = b"[DONE]"
+SUCCESSES = frozenset({"stop", "length", "tool_calls", "function_call"})
+"""Finish reasons of a whole answer. content_filter is none of them: a part of the answer was held back."""
+_SUCCESSES = frozenset(finish.encode() for finish in SUCCESSES)
+_CONTENT_KEYS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
+_FINISH = re.compile(rb'"finish_reason": ?"([^"]*)"')
+_FURTHER_CHOICE = re.compile(rb'"index": ?[1-9]')
+_TOKENS = re.compile(rb'"completion_tokens": ?[1-9]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,10 @@ class RawBody:
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """What an event stream said. `error` is set for an error event and for a stream that broke off."""
+    """What an event stream said. `error` is set unless every choice ended well and at least one token came.
+
+    `output_tokens` is None when the endpoint did not count them, also when it counted 0 and content came.
+    """
 
     content_times_s: Sequence[float]
     prompt_tokens: int | None
@@ -37,11 +47,39 @@ class StreamFacts:
     error: str | None
 
 
-def read_stream(body: RawBody) -> StreamFacts:
-    """Times of every chunk with content, usage and finish reason. Failures become `error`, never an exception."""
-    times = array("d")
+@dataclass(slots=True)
+class _Answer:
+    """What the events said so far. `finishes` has the finish reason of each choice that was seen."""
+
+    times_s: "array[float]" = field(default_factory=lambda: array("d"))
+    finishes: dict[str, str | None] = field(default_factory=dict)
     usage: Any = None
-    finish: Any = None
+    may_hold_tokens: bool = False
+    has_content: bool = False
+
+    def take(self, choice: dict[str, Any], t_s: float) -> None:
+        finish, index = choice.get("finish_reason"), str(choice.get("index", 0))
+        self.finishes[index] = str(finish) if finish else self.finishes.get(index)
+        said = _said(choice)
+        self.may_hold_tokens |= bool(said)
+        self.has_content |= any(said)
+        # An answer without visible text is answered when it says that it is over.
+        if any(said) or (finish and not self.times_s):
+            self.times_s.append(t_s)
+
+    def finish(self) -> str | None:
+        """The finish reason, of several choices one that is no success if there is such a one."""
+        return next((each for each in self.finishes.values() if each not in SUCCESSES), None) or next(
+            (each for each in self.finishes.values() if each), None
+        )
+
+
+def read_stream(body: RawBody) -> StreamFacts:
+    """Times of every chunk with content, usage and finish reason. Failures become `error`, never an exception.
+
+    A stream may do without [DONE]: its finish reasons tell whether it is whole.
+    """
+    answer = _Answer()
     error: str | None = None
     for payload, t_s in _events(body):
         if payload == _DONE:
@@ -55,33 +93,60 @@ def read_stream(body: RawBody) -> StreamFacts:
         if choices is None:
             error = error or f"error in the stream: {_clip(payload)}"
             continue
-        usage = event.get("usage") or usage
+        answer.usage = event.get("usage") or answer.usage
         for choice in choices:
-            finish = choice.get("finish_reason") or finish
-            # An answer without visible text is answered when it says that it is over.
-            if _content(choice) or (choice.get("finish_reason") and not times):
-                times.append(t_s)
+            answer.take(choice, t_s)
+    output_tokens = _count(answer.usage, "completion_tokens")
     return StreamFacts(
-        content_times_s=times,
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        output_tokens=_count(usage, "completion_tokens"),
-        finish=None if finish is None else str(finish),
-        error=error or (_broken(body, times) if finish is None else None),
+        content_times_s=answer.times_s,
+        prompt_tokens=_count(answer.usage, "prompt_tokens"),
+        output_tokens=output_tokens or None,
+        finish=answer.finish(),
+        error=error or _not_whole(answer, body) or _without_token(answer, output_tokens),
     )
 
 
 def has_failed(body: RawBody) -> bool:
-    """Whether `read_stream` finds an error, in a microsecond or two when the body ends as it should."""
-    tail = body.data[-_TAIL_BYTES:]
-    finished = b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
-    if finished and b'"error"' not in tail and body.data.startswith(b"data:"):
-        return False
-    return read_stream(body).error is not None
+    """Whether `read_stream` finds an error, in a few microseconds when the body begins and ends as it should.
+
+    What is broken in the midst of a long reply that ends well is found when it is read.
+    """
+    head, tail = body.data[:_EDGE_BYTES], body.data[-_EDGE_BYTES:]
+    finishes = _FINISH.findall(tail)
+    as_usual = (
+        len(finishes) == 1
+        and finishes[0] in _SUCCESSES
+        and head.startswith(b"data:")
+        and tail.rstrip().endswith(b"\ndata: [DONE]")
+        and b'"error"' not in tail
+        and b"event:" not in tail
+        and _TOKENS.search(tail) is not None
+        and _FURTHER_CHOICE.search(head) is None
+    )
+    return not as_usual and read_stream(body).error is not None
+
+
+def _not_whole(answer: _Answer, body: RawBody) -> str | None:
+    """Why the stream is no whole answer: a choice without a finish reason, or with one that is no success."""
+    if not answer.finishes or not all(answer.finishes.values()):
+        times = answer.times_s
+        seen = f"after {len(times)} content chunks" if times else f"without content: {_clip(body.data)}"
+        return f"stream ended without a finish reason {seen}"
+    finish = answer.finish()
+    return None if finish in SUCCESSES else f"the answer ended by finish reason {_clip(str(finish).encode())!r}"
+
+
+def _without_token(answer: _Answer, output_tokens: int | None) -> str | None:
+    """An answer is none when the endpoint counted no token, or counted nothing and sent nothing that could be one."""
+    if answer.has_content:
+        return None
+    empty = not answer.may_hold_tokens if output_tokens is None else output_tokens == 0
+    return "an answer without a token" if empty else None
 
 
 def _choices(event: Any) -> list[dict[str, Any]] | None:
     """The choices of an event; None when it reports an error or is not built like one."""
-    if not isinstance(event, dict) or event.get("error"):
+    if not isinstance(event, dict) or event.get("error") or event.get("object") == "error":
         return None
     choices = event.get("choices") or []
     built = isinstance(choices, list) and all(isinstance(choice, dict) for choice in choices)
@@ -93,19 +158,15 @@ def _count(usage: Any, key: str) -> int | None:
     return count if type(count) is int and count >= 0 else None
 
 
-def _broken(body: RawBody, times: Sequence[float]) -> str:
-    seen = f"after {len(times)} content chunks" if times else f"without content: {_clip(body.data)}"
-    return f"stream ended without a finish reason {seen}"
+def _said(choice: dict[str, Any]) -> list[Any]:
+    """What a choice says, also when it is empty: `text` of completions, `delta` of chat.
 
-
-def _content(choice: dict[str, Any]) -> bool:
-    """Whether a choice carries text: `text` of completions, `delta` of chat (reasoning counts as content)."""
-    if choice.get("text"):
-        return True
+    Reasoning, tool calls and refusals are tokens like any other and count as content.
+    """
     delta = choice.get("delta")
-    return isinstance(delta, dict) and bool(
-        delta.get("content") or delta.get("reasoning_content") or delta.get("reasoning")
-    )
+    delta = delta if isinstance(delta, dict) else {}
+    said = [delta[key] for key in _CONTENT_KEYS if delta.get(key) is not None]
+    return said if choice.get("text") is None else [choice["text"], *said]
 
 
 def _events(body: RawBody) -> Iterator[tuple[bytes, float]]:
@@ -127,8 +188,10 @@ def _events(body: RawBody) -> Iterator[tuple[bytes, float]]:
 def _payload(block: bytes) -> bytes:
     if block.startswith(b"data: ") and b"\n" not in block:
         return block[6:]
-    lines = (line.removesuffix(b"\r") for line in block.split(b"\n"))
-    return b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+    lines = [line.removesuffix(b"\r") for line in block.split(b"\n")]
+    payload = b"\n".join(line[5:].removeprefix(b" ") for line in lines if line.startswith(b"data:"))
+    named = {line[6:].strip() for line in lines if line.startswith(b"event:")}
+    return b'{"error": [%s]}' % (payload or b"null") if b"error" in named else payload
 
 
 def _clip(text: bytes) -> str:

@@ -106,7 +106,7 @@ def _rate_row(stream: StreamResult) -> tuple[str, ...]:
         figure(stream.input_tokens_per_s),
         figure(stream.goodput_rps),
         BLANK if met is None or met.share is None else f"{met.share:.1%}",
-        BLANK if met is None else f"{met.low:.1%} to {met.high:.1%}",
+        BLANK if met is None or met.share is None else f"{met.low:.1%} to {met.high:.1%}",
         BLANK if met is None else f"{met.slo.attainment:.1%}",
     )
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from raylane.benchmarks import driver
-from raylane.benchmarks.plan import BenchmarkPlan
+from raylane.benchmarks.plan import BenchmarkPlan, refuse_credentials
 from raylane.benchmarks.run_folder import load_run
 from raylane.cli.report import price_book
 from raylane.cluster.errors import FailedError
@@ -38,6 +38,7 @@ def read_plan(plan_file: Path, url: str | None, prices: Path | None = None) -> B
     if url is not None:
         data = plan.model_dump(mode="json") | {"base_url": url}
         plan = BenchmarkPlan.from_data(data, "--url")
+    refuse_credentials(plan.base_url, f"{plan_file}: base_url" if url is None else "--url")
     book = price_book(prices)
     for entry in plan.cost.values():
         if entry.price is not None:

@@ -25,6 +25,7 @@ from raylane.cli.scaling import scaling
 from raylane.cli.status import status
 from raylane.cli.topology import topology
 from raylane.cluster.errors import RaylaneError
+from raylane.cluster.redact import redacted
 
 CLICK_ERROR: Any = typer.BadParameter.__mro__[2]  # ClickException, of click or of typer's own copy of it
 
@@ -68,11 +69,12 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except RaylaneError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(redacted(str(error)))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except CLICK_ERROR as error:  # a wrong option or argument
+        error.message = redacted(error.message)
         error.show()
         sys.exit(error.exit_code)
 

@@ -15,7 +15,10 @@ from raylane.benchmarks.report import write_report
 from raylane.benchmarks.results import CostFigure
 from raylane.benchmarks.run_folder import Run, load_run
 from raylane.benchmarks.tables import Table, summary_table
+from raylane.benchmarks.writing import WriteFailedError
 from raylane.cli.tables import table_console
+from raylane.cluster.errors import FailedError
+from raylane.cluster.redact import redacted_data
 from raylane.cost.prices import PriceBook, shipped_prices
 from raylane.cost.run_cost import run_costs
 
@@ -29,15 +32,25 @@ def report(
     book = price_book(prices)
     loaded = [load_run(run_dir) for run_dir in run_dirs]
     costs = [run_costs(run.plan, run.summary, book) for run in loaded]
-    for run, cost in zip(loaded, costs, strict=True):
-        files = write_report(run, cost)
-        written = f"wrote {files.html}, {files.markdown.name}, {files.csv.name}"
-        Console(stderr=True).print(written, highlight=False, markup=False)
+    failures = [failure for run, cost in zip(loaded, costs, strict=True) if (failure := _written(run, cost))]
     if json_output:
         typer.echo(json.dumps([as_json(run, cost) for run, cost in zip(loaded, costs, strict=True)], indent=2))
     else:
         for run, cost in zip(loaded, costs, strict=True):
             print_tables(run, cost, table_console())
+    if failures:
+        raise FailedError("\n".join(map(str, failures)))
+
+
+def _written(run: Run, costs: Sequence[CostFigure]) -> WriteFailedError | None:
+    """Write the reports of a run; a folder that cannot be written costs the files, not the figures."""
+    try:
+        files = write_report(run, costs)
+    except WriteFailedError as error:
+        return error
+    written = f"wrote {files.html}, {files.markdown.name}, {files.csv.name}"
+    Console(stderr=True).print(written, highlight=False, markup=False)
+    return None
 
 
 def price_book(own: Path | None) -> PriceBook:
@@ -48,7 +61,8 @@ def price_book(own: Path | None) -> PriceBook:
 
 def as_json(run: Run, costs: Sequence[CostFigure]) -> dict[str, object]:
     """results.json with the cost rows beside it."""
-    return run.results | {"cost": [cost.model_dump(mode="json") for cost in costs]}
+    results: dict[str, object] = redacted_data(run.results)
+    return results | {"cost": [cost.model_dump(mode="json") for cost in costs]}
 
 
 def print_tables(run: Run, costs: Sequence[CostFigure], console: Console) -> None:
@@ -61,6 +75,8 @@ def print_tables(run: Run, costs: Sequence[CostFigure], console: Console) -> Non
     for case in run.summary.cases:
         for reason in case.reasons:
             console.print(f"{case.case} is not valid: {reason}", style="yellow", highlight=False, markup=False)
+        for note in case.notes:
+            console.print(f"{case.case}: {note}", highlight=False, markup=False)
 
 
 def rich_table(table: Table) -> RichTable:

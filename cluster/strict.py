@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from raylane.cluster.errors import UsageError
+from raylane.cluster.redact import HIDDEN, is_secret_name, redacted, redacted_data
 
 TWO_READINGS = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_.]+)+)")
 """Numbers that YAML 1.1 counts by 8 (010) or by 60 (1:30), which nobody means."""
@@ -80,7 +81,7 @@ class StrictModel(BaseModel):
         try:
             data = yaml.load(text, UniqueKeyLoader)  # noqa: S506 - a SafeLoader
         except yaml.MarkedYAMLError as error:
-            raise UsageError(f"{path}: not valid YAML: {_in_one_line(error)}") from error
+            raise UsageError(f"{path}: not valid YAML: {_yaml_problem(error)}") from error
         except (yaml.YAMLError, TypeError, ValueError) as error:  # the last two of tags like "!!set [1]"
             raise UsageError(f"{path}: not valid YAML: {error}") from error
         except RecursionError as error:
@@ -102,19 +103,21 @@ class StrictModel(BaseModel):
 
 
 def explain(error: ValidationError, origin: str) -> list[str]:
-    """One line for each thing wrong: origin, dotted key, what was given and what would fit."""
+    """One line for each thing wrong: origin, dotted key, what was given (no secret) and what would fit."""
     lines, items = [], error.errors()
     for item in items:
         if item["type"] == "too_short" and any(_inside(other["loc"], item["loc"]) for other in items):
             continue  # an entry that is wrong is left out of the count, and has its own line
         key = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        given = _shown(item["loc"], item["input"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{origin}: {key}: unknown key (value {item['input']!r})")
+            lines.append(f"{origin}: {key}: unknown key (value {given})")
         elif item["type"] == "missing":
             lines.append(f"{origin}: {key}: required key is missing")
         else:
-            words = WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
-            lines.append(f"{origin}: {key}: {words} (got {_as_written(item['input'])})")
+            told = WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
+            told = redacted(told, [str(item["input"])] if given == HIDDEN else ())
+            lines.append(f"{origin}: {key}: {told} (got {given})")
     return lines
 
 
@@ -126,12 +129,18 @@ WORDS = {
 """What is wrong, where pydantic says it in Python's words."""
 
 
-def _as_written(value: Any) -> str:
-    """A value as a file has it: 2026-08-17, not datetime.date(2026, 8, 17)."""
-    return value.isoformat() if isinstance(value, date) else repr(value)
+def _shown(place: tuple[int | str, ...], given: Any) -> str:
+    """A refused value as it may be repeated, and as a file has it: 2026-08-17, not datetime.date(2026, 8, 17)."""
+    names = [part for part in place if isinstance(part, str)]
+    if any(is_secret_name(name) for name in names):
+        return HIDDEN
+    if isinstance(given, date):
+        return given.isoformat()
+    return repr(redacted_data(given, names[-1] if names else ""))
 
 
-def _in_one_line(error: yaml.MarkedYAMLError) -> str:
+def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong and where, without the line itself: it may hold a secret."""
     mark = error.problem_mark or error.context_mark
     place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
     return place + ", ".join(words for words in (error.context, error.problem) if words)

@@ -10,7 +10,8 @@ def run_costs(plan: BenchmarkPlan, results: RunResults, book: PriceBook) -> tupl
     """One row for each case and each of its models that the plan's cost block prices.
 
     Cost at the load of the run (no spare capacity added): an hour of the model's GPUs over what all of its streams
-    brought in that time. A model that brought nothing has no cost per token. Raises UsageError for an unknown price.
+    brought in that time. A model that brought nothing, or tokens that nobody counted, has no cost per token. Raises
+    UsageError for an unknown price.
     """
     return tuple(
         _cost(case, model, entry, book)
@@ -22,7 +23,8 @@ def run_costs(plan: BenchmarkPlan, results: RunResults, book: PriceBook) -> tupl
 
 def _cost(case: CaseResult, model: str, entry: ModelCost, book: PriceBook) -> CostFigure:
     streams = [stream for stream in case.streams if stream.model == model]
-    output_tokens_per_s = sum(stream.output_tokens_per_s for stream in streams)
+    rates = [stream.output_tokens_per_s for stream in streams]
+    output_tokens_per_s = sum(rate for rate in rates if rate is not None) if None not in rates else 0.0
     goodput_rps = _goodput_rps(streams)
     usd_per_gpu_hour, source = _price(entry, book)
     usd_per_hour = usd_per_gpu_hour * entry.gpus

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raylane.cluster.errors import FailedError
+from raylane.cluster.redact import redacted
 from raylane.deployments.applications import MODEL_PREFIX, REPLICA, Json
 
 TIMEOUT_S = 30.0
@@ -91,7 +92,7 @@ def _status(name: str, app: Json) -> AppStatus:
     return AppStatus(
         name=name,
         status=app["status"],
-        message="\n".join(message for message in messages if message),
+        message=redacted("\n".join(message for message in messages if message)),
         target_replicas=None if first is None else first["target_num_replicas"],
         running_replicas=sum(r["state"] == "RUNNING" for d in deployments for r in d["replicas"]),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from raylane.cluster.errors import FailedError
 from raylane.cluster.processes import end_processes_with
+from raylane.cluster.redact import redacted, secret_values
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 # In the environment of every process of an engine's tree. Engines rename their processes with setproctitle, which would
@@ -140,4 +141,5 @@ class EngineProcess:
         status = "" if self.exit_code is None else f" (exit status {self.exit_code})"
         status += f": {self._problem}" if self._problem else ""
         log = self._launch.log_path
-        return EngineFailed(f"engine {what}{status}; log {log}:\n{log_tail(log)}")
+        end = redacted(log_tail(log), secret_values(self._launch.env))
+        return EngineFailed(f"engine {what}{status}; log {log}:\n{end}")

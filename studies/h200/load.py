@@ -44,7 +44,7 @@ def run_many(model: str, url: str, load: Load, clients: int, out_dir: Path) -> T
     tpots = [s.tpot_ms.p50.value for s in streams if s.tpot_ms is not None]
     return Total(
         clients=clients,
-        output_tokens_per_s=sum(stream.output_tokens_per_s for stream in streams),
+        output_tokens_per_s=sum(stream.output_tokens_per_s or 0.0 for stream in streams),
         ttft_p50_ms=sum(ttfts) / len(ttfts),
         tpot_p50_ms=sum(tpots) / len(tpots),
         errors=sum(sum(stream.errors.values()) for stream in streams),

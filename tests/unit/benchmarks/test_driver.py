@@ -175,6 +175,7 @@ async def test_gpu_samples_become_energy(tmp_path: Path) -> None:
     case = run.summary.cases[0]
     assert case.energy is not None
     assert case.energy.mean_power_w == pytest.approx(250.0)
+    assert case.output_tokens_per_s is not None
     assert case.energy.j_per_output_token == pytest.approx(250.0 / case.output_tokens_per_s)
     assert len(run.gpu) >= 3
     assert read_gpu_samples(run.gpu)[0].reading == SteadyReader().read()[0]

@@ -1,4 +1,6 @@
+import json
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,6 +18,13 @@ def body_of(*chunks: bytes) -> RawBody:
 
 def read(*chunks: bytes) -> StreamFacts:
     return read_stream(body_of(*chunks))
+
+
+def chat(delta: dict[str, Any], finish: str | None = None, index: int = 0) -> bytes:
+    """A chat event with any delta."""
+    return (
+        b"data: %s\n\n" % json.dumps({"choices": [{"index": index, "delta": delta, "finish_reason": finish}]}).encode()
+    )
 
 
 A, B, LAST = content_event("a"), content_event("b"), content_event("c", "length")
@@ -37,6 +46,11 @@ def test_one_event_a_chunk() -> None:
         pytest.param((A, content_event(""), LAST), [1.0, 3.0], id="empty content is not content"),
         pytest.param((chat_event(None), chat_event("a"), chat_event("b", "stop")), [2.0, 3.0], id="role comes first"),
         pytest.param((content_event(""), content_event("", "stop")), [2.0], id="no text: answered at the finish"),
+        pytest.param(
+            (chat({"reasoning_content": "a"}), chat({"reasoning": "b"}), LAST), [1.0, 2.0, 3.0], id="reasoning"
+        ),
+        pytest.param((chat({"tool_calls": [{"index": 0}]}), chat({}, "tool_calls")), [1.0], id="tool calls"),
+        pytest.param((chat({"refusal": "no"}), chat({}, "stop")), [1.0], id="refusals"),
         pytest.param((A, content_event("", "stop"), DONE), [1.0], id="a bare finish after text is no content"),
         pytest.param((b": ping\n\n" + A, LAST), [1.0, 2.0], id="comments are skipped"),
         pytest.param((A.replace(b"\n", b"\r\n"), LAST), [1.0, 2.0], id="carriage returns"),
@@ -64,6 +78,22 @@ def test_times_of_content(chunks: tuple[bytes, ...], times: list[float]) -> None
         pytest.param((b'data: {"choices":["x"]}\n\n', DONE), '["x"]', id="a choice that is text"),
         pytest.param((b'data: {"choices":{"a":1}}\n\n', DONE), '{"a":1}', id="choices that are no list"),
         pytest.param((b"data: 7\n\n", DONE), "error in the stream: 7", id="an event that is a number"),
+        pytest.param((A, chat({}, "abort"), usage_event(4, 1), DONE), "reason 'abort'", id="aborted"),
+        pytest.param((chat({}, "error"), DONE), "finish reason 'error'", id="an error as finish reason"),
+        pytest.param((A, LAST.replace(b"length", b"content_filter"), DONE), "'content_filter'", id="filtered"),
+        pytest.param((chat({}, "stop"), usage_event(4, 0), DONE), "without a token", id="no token by its usage"),
+        pytest.param((chat({}, "stop"), DONE), "without a token", id="nothing that could be a token"),
+        pytest.param((A, chat({}, None), DONE), "without a finish reason", id="null to the end"),
+        pytest.param(
+            (A, chat({}, "stop", 0), chat({"content": "b"}, None, 1), DONE), "without a finish", id="one of two"
+        ),
+        pytest.param((chat({}, "abort", 1), A, LAST, usage_event(4, 3)), "'abort'", id="the other of two aborted"),
+        pytest.param(
+            (b'event: error\ndata: {"message": "full"}\n\n', LAST, usage_event(4, 1)), "full", id="named error"
+        ),
+        pytest.param((A, LAST, usage_event(4, 2), b"event: error\n\n"), "error in the", id="an error without data"),
+        pytest.param((b'data: {"object":"error","message":"full"}\n\n', DONE), "full", id="an error object"),
+        pytest.param((b'{"error": {"message": "full"}}',), "full", id="an error object in place of a stream"),
         pytest.param((b"data: " + b"[" * 100_000, DONE), "not JSON", id="an event without an end to its nesting"),
     ],
 )
@@ -82,6 +112,11 @@ def test_failures(chunks: tuple[bytes, ...], error: str) -> None:
         pytest.param((LAST, usage_event(7, 3) + b" " * 5000), id="a finish reason far from the end"),
         pytest.param((A, LAST.replace(b"{", b'{"error": null, ', 1)), id="an error that is none"),
         pytest.param((A, LAST.replace(b": ", b":").replace(b"data:", b"data: ")), id="without spaces"),
+        pytest.param((chat({}, "length"), usage_event(4, 16), DONE), id="tokens without text"),
+        pytest.param((chat({"tool_calls": [{"index": 0}]}), chat({}, "tool_calls"), DONE), id="a tool call"),
+        pytest.param((chat({"function_call": {"name": "f"}}, "function_call"), DONE), id="a function call"),
+        pytest.param((A, chat({"content": "b"}, "stop", 1), LAST, usage_event(4, 3)), id="two choices that end well"),
+        pytest.param((b"event: message\n" + A, LAST, usage_event(4, 2)), id="events with a name"),
     ],
 )
 def test_whole_streams_have_not_failed(chunks: tuple[bytes, ...]) -> None:
@@ -106,6 +141,31 @@ def test_usage_on_every_event_keeps_the_last() -> None:
     )
     facts = read(running % (b"null", 1), running % (b'"stop"', 2), DONE)
     assert (facts.prompt_tokens, facts.output_tokens, len(facts.content_times_s)) == (5, 2, 2)
+
+
+def test_a_count_of_no_tokens_beside_content_is_no_count() -> None:
+    facts = read(A, LAST, usage_event(4, 0), DONE)
+    assert (facts.error, facts.output_tokens) == (None, None)
+
+
+EVENTS = [
+    *(A, LAST, DONE, b": ping\n\n", b"event: error\n\n"),
+    *(usage_event(4, tokens) for tokens in (0, 3)),
+    *(
+        chat({"content": "x"}, finish, index)
+        for finish in (None, "stop", "abort", "content_filter")
+        for index in (0, 1)
+    ),
+    *(chat({}, finish) for finish in (None, "stop", "tool_calls", "error")),
+    chat({"reasoning": "y"}),
+]
+
+
+@given(st.lists(st.sampled_from(EVENTS), max_size=5), st.integers(0, 90))
+def test_the_quick_look_finds_what_the_reading_finds(events: list[bytes], cut: int) -> None:
+    whole = b"".join(events)
+    for data in (whole, whole[: len(whole) - cut]):
+        assert has_failed(body_of(data)) is (read(data).error is not None)
 
 
 STREAM = A + B + LAST + usage_event(4, 3) + DONE

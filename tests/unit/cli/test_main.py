@@ -31,3 +31,19 @@ def test_wrong_input_is_named_on_stderr_with_status_2(arguments: tuple[str, ...]
     assert (done.returncode, done.stdout) == (2, "")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(
+            ("plan", "no-such.yaml", "--from", "x.json", "http://u:word123@h/?key=word123"), id="one too many"
+        ),
+        pytest.param(("bench", "http://u:word123@h/plan.yaml"), id="a file that is none"),
+    ],
+)
+def test_a_secret_is_not_repeated(arguments: tuple[str, ...]) -> None:
+    done = raylane(*arguments)
+    assert done.returncode != 0
+    assert done.stderr
+    assert "word123" not in done.stderr + done.stdout

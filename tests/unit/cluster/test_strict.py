@@ -1,9 +1,10 @@
 """What the strict base says about wrong files: the file, the key and the value, one line for each thing."""
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
-from pydantic import Field, PositiveFloat, ValidationError
+from pydantic import AfterValidator, Field, PositiveFloat, ValidationError
 
 from raylane.cluster.errors import FailedError, RaylaneError, UsageError
 from raylane.cluster.strict import StrictModel
@@ -100,6 +101,37 @@ def test_a_file_that_is_not_such_a_thing(tmp_path: Path, text: str, says: str) -
 
 def test_true_stays_true_where_it_may_stand(tmp_path: Path) -> None:
     assert Outer.from_yaml(written(tmp_path, "name: a\neither: true\n")).either is True
+
+
+class Engine(StrictModel):
+    env: dict[str, str] = Field(default_factory=dict)
+    base_url: Annotated[str, AfterValidator(lambda url: fail(f"{url} is no address"))] = ""
+    api_key_env: str | None = Field(None, pattern="^[A-Z]+$")
+
+
+def fail(why: str) -> str:
+    raise ValueError(why)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("env: {HF_TOKEN: [word123]}", id="a value of the wrong type under a secret name"),
+        pytest.param("env: [{HF_TOKEN: word123}]", id="a value further in"),
+        pytest.param("env: {HTTP_PROXY: [http://u:word123@host]}", id="an address"),
+        pytest.param("password: word123", id="an unknown key"),
+        pytest.param("base_url: http://u:word123@host", id="repeated by the validator"),
+        pytest.param("api_key_env: word123-word123", id="the key itself in place of its variable"),
+        pytest.param("- env: {HF_TOKEN: word123}", id="the whole file"),
+        pytest.param("env: {HF_TOKEN: word123", id="broken YAML"),
+        pytest.param("env:\n  HF_TOKEN: word123: word123", id="YAML that is broken in that line"),
+    ],
+)
+def test_a_refused_secret_is_not_repeated(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"some\.yaml") as caught:
+        Engine.from_yaml(written(tmp_path, text))
+    assert "word123" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

@@ -180,6 +180,15 @@ async def test_stopping_what_was_never_started_is_harmless(token: str, log_path:
     await asyncio.wait_for(process.stop(0.0), GONE_WITHIN_S)
 
 
+async def test_the_end_of_a_log_is_shown_without_the_engines_secrets(token: str, log_path: Path) -> None:
+    command = fake_engine(fail_with="ValueError: ab-word123-cd and http://u:word456@host")
+    process = EngineProcess(token, Launch(command, {"HF_TOKEN": "ab-word123-cd"}, log_path))
+    await process.start()
+    await asyncio.wait_for(process.ended.wait(), GONE_WITHIN_S)
+    assert "ValueError: *** and http://***@host" in str(process.failure("died"))
+    await process.stop(0.0)
+
+
 async def test_an_engine_that_fails_at_once_is_explained_by_its_status_and_its_log(token: str, log_path: Path) -> None:
     process = EngineProcess(token, Launch(fake_engine(fail_with="ValueError: no kernel image"), {}, log_path))
     await process.start()
