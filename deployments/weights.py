@@ -26,7 +26,7 @@ def takes_checkpoints_own(quantization: str | None, facts: ModelFacts) -> bool:
         return False
     if quantization in {None, facts.quantization}:
         return True
-    own, asked = facts.quantization.split()[0], str(quantization)
+    own, asked = facts.quantization.split()[0].rstrip(":"), str(quantization)
     return asked in _BITS_IN_CHECKPOINT or plain_name(asked) == plain_name(own)
 
 

@@ -54,7 +54,11 @@ def _stored(weights: Mapping[str, Any], packing: str) -> WeightFormat:
     if not isinstance(bits, int) or not isinstance(size, int | None) or not isinstance(strategy, str | None):
         raise UnsizedError(f"{bits}-bit {kind} weights by {strategy}")
     if kind == "float":
-        special = {(4, "tensor_group", 16): NVFP4, (4, "group", 32): MXFP4, (8, "group", 32): MXFP8}
+        special: Mapping[Any, WeightFormat] = {
+            (4, "tensor_group", 16): NVFP4,
+            (4, "group", 32): MXFP4,
+            (8, "group", 32): MXFP8,
+        }
         if (bits, strategy, size) in special:
             return special[bits, strategy, size]
         if bits == 8 and strategy == "block":
@@ -70,11 +74,15 @@ def _stored(weights: Mapping[str, Any], packing: str) -> WeightFormat:
 
 
 def _matched(linear: Linear, targets: Mapping[str, WeightFormat]) -> str | None:
-    by_name = _first(targets, lambda target: exact_or_regex(linear.name, (target,)))
+    by_name = _by_name(linear.name, targets)
     if by_name is None and linear.shards:
-        parts = [_first(targets, lambda target, name=name: exact_or_regex(name, (target,))) for name in linear.names()]
+        parts = [_by_name(name, targets) for name in linear.names()]
         by_name = parts[0] if all(parts) else None
     return by_name or _by_class(linear.kind, targets)
+
+
+def _by_name(name: str, targets: Iterable[str]) -> str | None:
+    return _first(targets, lambda target: exact_or_regex(name, (target,)))
 
 
 def _by_class(kind: Kind, targets: Iterable[str]) -> str | None:
@@ -96,7 +104,7 @@ def _of_first_expert(linear: Linear) -> tuple[str, ...]:
 def _of_name(name: str, kind: Kind, ignored: Iterable[str], targets: Mapping[str, WeightFormat]) -> WeightFormat | None:
     if exact_or_regex(name, tuple(ignored)):
         return None
-    target = _first(targets, lambda target: exact_or_regex(name, (target,))) or _by_class(kind, targets)
+    target = _by_name(name, targets) or _by_class(kind, targets)
     return targets[target] if target is not None else None
 
 

@@ -20,7 +20,8 @@ def checkpoint_kv_cache_dtype(config: Mapping[str, Any], declared: Mapping[str, 
         return AUTO
     method = str(declared.get("quant_method") or "").lower()
     if method.startswith("modelopt"):
-        return _of_modelopt(declared) if declared is config.get("quantization_config") else AUTO
+        on_top = config.get("quantization_config") is declared
+        return _of_modelopt(declared) if on_top else AUTO
     if method.replace("_", "-") == "compressed-tensors" and an_object(declared, "kv_cache_scheme"):
         text = an_object(config, "text_config") or config
         return AUTO if text.get("kv_lora_rank") else "fp8"

@@ -49,7 +49,7 @@ def _stored(config: Mapping[str, Any]) -> WeightFormat:
         return replace(FP8, block=block_of(weight.get("block_size")), strict_columns=True)
     if scheme in {"per_tensor", "per_channel"} and kind in {"fp8_e4m3", "int8"}:
         return FP8 if kind == "fp8_e4m3" else INT8
-    of_groups = {("fp4", 16): NVFP4, ("fp4", 32): MXFP4, ("fp8_e4m3", 32): MXFP8}
+    of_groups: Mapping[Any, WeightFormat] = {("fp4", 16): NVFP4, ("fp4", 32): MXFP4, ("fp8_e4m3", 32): MXFP8}
     if scheme == "per_group" and (kind, size) in of_groups:
         return of_groups[kind, size]
     raise UnsizedError(f"quark {kind} {scheme}")
