@@ -60,8 +60,11 @@ def config_of_params(params: Mapping[str, Any], origin: str) -> dict[str, Any]:
 def _windows(params: ConfigJson) -> dict[str, Any]:
     """A list repeats over the layers: a window, or null for a layer that sees everything."""
     said = params.values.get("sliding_window")
-    if not isinstance(said, list):
-        return {"sliding_window": said}
+    if not isinstance(said, list) or not said:
+        return {"sliding_window": said or None}
+    for size in said:
+        if size is not None:
+            params.positive_whole("sliding_window", size)
     sizes = {size for size in said if size is not None}
     if len(sizes) > 1:
         raise UsageError(f"{params.origin}: sliding_window: windows of several sizes cannot be sized (got {said!r})")

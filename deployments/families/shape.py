@@ -7,6 +7,7 @@ from raylane.deployments.config_json import ConfigJson
 from raylane.deployments.families.family import DenseLayers, Experts, Family, HeadNorms, flag
 from raylane.deployments.quantization.linears import EXPERT
 
+MOST_LAYERS = 10_000
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 SHARED_COUNTS = ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert")
@@ -82,6 +83,8 @@ class Shape:
     def read(cls, text: ConfigJson, family: Family) -> "Shape":
         hidden, heads = text.whole("hidden_size"), text.whole("num_attention_heads")
         layers = text.whole("num_hidden_layers")
+        if layers > MOST_LAYERS:
+            raise UsageError(f"{text.origin}: num_hidden_layers: {layers} are more than any model has")
         width = text.whole("intermediate_size")
         mixture = family.experts
         kv_heads = text.whole_or_none("num_key_value_heads") or heads
@@ -262,6 +265,8 @@ def _numbers(text: ConfigJson, key: str) -> list[int]:
     found = text.values.get(key) or []
     if not isinstance(found, list):
         raise UsageError(f"{text.origin}: {key}: not a list (got {found!r})")
+    if any(isinstance(each, list | dict) for each in found):
+        raise UsageError(f"{text.origin}: {key}: not a list of numbers (got {found!r})")
     return found
 
 

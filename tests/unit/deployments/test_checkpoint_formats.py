@@ -278,8 +278,9 @@ def test_bytes_of_the_kv_cache_a_checkpoint_asks_for(declared: dict[str, Any], a
 
 def test_latent_attention_does_not_ask_compressed_tensors_for_its_cache() -> None:
     declared = {**compressed(), "kv_cache_scheme": FLOAT_KV}
-    latent = {"kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
-    assert llama(declared, model_type="minicpm3", **latent).kv_cache_dtype == "auto"
+    ranks = {"kv_lora_rank": 512, "q_lora_rank": 64, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+    experts = {"n_routed_experts": 8, "num_experts_per_tok": 2}
+    assert llama(declared, model_type="deepseek_v2", **ranks, **experts).kv_cache_dtype == "auto"
 
 
 def test_the_kv_cache_named_beside_the_config_json(tmp_path: Path) -> None:

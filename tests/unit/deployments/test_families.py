@@ -207,10 +207,11 @@ def test_what_mistrals_own_file_says_of_experts_windows_formats_and_length(tmp_p
     [
         ({"quantization": {"qformat_weight": "fp4"}}, "quantization: not a format that vLLM reads"),
         ({"n_layers": "8"}, "n_layers: not a positive whole number (got '8')"),
+        ({"sliding_window": [None, "x"]}, "sliding_window: not a positive whole number (got 'x')"),
         ({"sliding_window": [512, 1024]}, "sliding_window: windows of several sizes"),
         ({"model_type": "mamba"}, "model_type: 'mamba' cannot be sized: its linear-attention or state-space layers"),
     ],
-    ids=["a format", "a number", "windows", "a family"],
+    ids=["a format", "a number", "no window", "windows", "a family"],
 )
 def test_what_is_wrong_in_mistrals_own_file_is_named(tmp_path: Path, more: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError) as caught:
@@ -319,6 +320,7 @@ def test_the_language_part_is_found_wherever_it_is_and_what_is_left_out_is_said(
             {**MIXTURE, "model_type": "qwen3_moe", "num_experts": 8, "n_shared_experts": 1},
             "n_shared_experts: shared experts of this architecture",
         ),
+        ({**TEXT, "num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 are more than any model has"),
         (
             {**TEXT, **WINDOW, "use_sliding_window": True, "max_window_layers": 3},
             "max_window_layers: 3 of 7 layers; vLLM serves this architecture",
