@@ -25,8 +25,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def connected(address: str) -> Iterator["ServeApi"]:
     """This process joined to a running cluster, and its Serve interface."""
     from raylane.cluster.node import expect_token
+    from raylane.cluster.ray_driver import import_ray
 
-    expect_token()  # Ray reads it when it is imported
+    expect_token()
+    import_ray()
     import ray
 
     from raylane.deployments.rollout import connect

@@ -3,7 +3,6 @@
 import itertools
 import json
 import time
-import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from raylane.benchmarks.h200.course import Course
 from raylane.benchmarks.h200.gpu_use import checked
 from raylane.benchmarks.h200.senders import Ended, Sender, Sending
 from raylane.cluster.leases import runtime_folder
+from raylane.cluster.proxies import direct
 from raylane.deployments.engines.base import read_load
 from raylane.deployments.engines.vllm import VllmEngine
 from raylane.deployments.reports import ReplicaReport
@@ -129,7 +129,7 @@ class Live:
 
     def page(self, replica: ReplicaReport) -> str:
         """The engine's own metrics."""
-        with urllib.request.urlopen(f"{replica.url}/metrics", timeout=30) as reply:  # noqa: S310 - our own engine
+        with direct().open(f"{replica.url}/metrics", timeout=30) as reply:
             text: bytes = reply.read()
         return text.decode()
 
@@ -145,7 +145,7 @@ class Live:
 
 def cold_starts() -> float:
     """The gateway's own count."""
-    with urllib.request.urlopen(f"{URL}/metrics", timeout=10) as reply:  # noqa: S310 - our own gateway
+    with direct().open(f"{URL}/metrics", timeout=10) as reply:
         lines = reply.read().decode().splitlines()
     counted = (line for line in lines if line.startswith("raylane_gateway_cold_starts_total{") and MODEL in line)
     return sum(float(line.rsplit(" ", 1)[1]) for line in counted)

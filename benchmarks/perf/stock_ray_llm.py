@@ -14,7 +14,6 @@ import secrets
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +28,7 @@ from raylane.benchmarks.perf.gateway_overhead import ENGINE, LOADS  # noqa: E402
 from raylane.cluster.allreduce import AllReduceSettings  # noqa: E402
 from raylane.cluster.errors import FailedError  # noqa: E402
 from raylane.cluster.processes import end_processes_with  # noqa: E402
+from raylane.cluster.proxies import direct  # noqa: E402
 from raylane.deployments.builtin import ensure_model  # noqa: E402
 from raylane.deployments.config import ModelConfig  # noqa: E402
 from raylane.deployments.engines.base import Seat  # noqa: E402
@@ -85,7 +85,7 @@ def bare_vllm(launch: Launch, port: int) -> Iterator[None]:
 def _until_healthy(url: str, process: subprocess.Popen[bytes], log_path: Path) -> None:
     deadline_s = time.monotonic() + STARTS_WITHIN_S
     while process.poll() is None and time.monotonic() < deadline_s:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5.0) as reply:  # noqa: S310 - our own engine
+        with suppress(OSError), direct().open(url, timeout=5.0) as reply:
             if reply.status == 200:
                 return
         time.sleep(0.5)
