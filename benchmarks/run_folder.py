@@ -9,6 +9,8 @@ results.json      figures of the cases done so far, and whether the run is compl
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -63,6 +65,8 @@ GPU_SCHEMA = pa.schema(
     ]
 )
 
+_TRIAL_BYTES = 4096
+
 
 class RunFolder:
     """Writes one run. Every file is replaced whole, so a reader never meets half a file."""
@@ -116,6 +120,30 @@ class RunFolder:
         partial.replace(self.path / name)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise UsageError when no run folder can be made and filled there. Leaves nothing behind."""
+    made: list[Path] = []
+    try:
+        for each in reversed([folder, *folder.parents]):
+            if not each.exists():
+                each.mkdir()
+                made.append(each)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".raylane-") as trial:
+            trial.write(bytes(_TRIAL_BYTES))
+            trial.flush()
+            os.fsync(trial.fileno())
+    except OSError as error:
+        raise UsageError(_no_room(folder, error)) from error
+    finally:
+        for each in reversed(made):
+            with suppress(OSError):  # not empty: somebody else was quicker
+                each.rmdir()
+
+
+def _no_room(folder: Path, error: OSError) -> str:
+    return f"--out {folder}: a run folder cannot be made there: {error.strerror}"
+
+
 def _new_folder(out_dir: Path, wanted: str) -> tuple[str, Path]:
     """Two runs of one second get different folders."""
     try:
@@ -126,7 +154,7 @@ def _new_folder(out_dir: Path, wanted: str) -> tuple[str, Path]:
                 (out_dir / run_id).mkdir()
                 return run_id, out_dir / run_id
     except OSError as error:
-        raise UsageError(f"--out {out_dir}: a run folder cannot be made there: {error.strerror}") from error
+        raise UsageError(_no_room(out_dir, error)) from error
     raise UsageError(f"{out_dir}: has a thousand runs named {wanted}")
 
 

@@ -17,7 +17,7 @@ from raylane.benchmarks.plan import BenchmarkPlan
 from raylane.benchmarks.records import RawReply, RequestRecord, read_reply
 from raylane.benchmarks.report import write_report
 from raylane.benchmarks.results import CostFigure, RunResults
-from raylane.benchmarks.run_folder import RunFolder
+from raylane.benchmarks.run_folder import RunFolder, check_writable
 from raylane.benchmarks.spool import Spool, read_spool
 from raylane.benchmarks.sse import RawBody
 from raylane.cluster.errors import UsageError
@@ -112,6 +112,22 @@ def test_run_that_only_began_is_readable(tmp_path: Path) -> None:
     assert (run.complete, len(run.requests), len(run.tokens)) == (False, 0, 0)
     measured = run.requests[run.requests["in_window"]]
     assert measured.groupby(["case", "stream"])[["ttft_ms", "tpot_ms"]].describe().empty
+
+
+def test_folder_that_can_be_written_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "runs")
+    check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/runs")):
+        with pytest.raises(UsageError, match=rf"^--out {folder}: a run folder cannot be made there: \w"):
+            check_writable(folder)
+    monkeypatch.chdir(tmp_path)
+    check_writable(Path("runs"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_two_runs_in_one_second_and_order_by_name(tmp_path: Path) -> None:
