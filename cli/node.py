@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from raylane.cli.interrupts import ends_at_once
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.launcher import deploy_there, forget, hosts_alive, read_launcher_config, stop_hosts
 from raylane.cluster.leases import runtime_folder
@@ -125,10 +126,11 @@ def hosts(
     """List the cluster's living hosts with their GPUs and labels."""
     running = read_state(runtime_folder())
     expect_token()
-    import_ray()
-    import ray
+    with ends_at_once():
+        import_ray()
+        import ray
 
-    from raylane.deployments.rollout import connect
+        from raylane.deployments.rollout import connect
 
     connect(address or (running.head_address if running and not running.starting else "auto"))
     try:

@@ -15,8 +15,7 @@ from typing import Any
 from raylane.cluster.errors import UsageError
 from raylane.cluster.processes import end_processes_with
 from raylane.cluster.proxies import without_proxy
-from raylane.cluster.ray_driver import environment, init
-from raylane.cluster.ray_start import OF_ANOTHER_RAY
+from raylane.cluster.ray_driver import OF_ANOTHER_RAY, environment, init
 
 LOOPBACK = "127.0.0.1"
 MARK = "RAYLANE_LOCAL_CLUSTER"  # in the environment of every process of the cluster

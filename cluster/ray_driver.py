@@ -16,6 +16,22 @@ from raylane.cluster.processes import name_of
 
 ANSWERS_WITHIN_S = 5.0
 TERMINATED = 128 + signal.SIGTERM
+OF_ANOTHER_RAY = (  # variables of Ray's that point a new cluster, or its drivers, at something of another one
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_OVERRIDE_DASHBOARD_URL",
+    "RAY_REDIS_ADDRESS",
+    "RAY_external_storage_namespace",
+    "RAY_NAMESPACE",
+    "RAY_TMPDIR",
+    "RAY_RUNTIME_ENV",
+    "RAY_RUNTIME_ENV_HOOK",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+    "RAY_OVERRIDE_RESOURCES",
+    "RAY_OVERRIDE_LABELS",
+    "RAY_START_HOOK",
+    "RAY_grpc_enable_http_proxy",  # what stays inside the cluster goes through no proxy
+)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from raylane.cluster.domains import domains
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host, LinkLevel
 from raylane.cluster.proxies import without_proxy
+from raylane.cluster.ray_driver import OF_ANOTHER_RAY
 
 MARK = "RAYLANE_NODE"  # in the environment of every process of this host's Ray, by which `node down` knows them
 GCS_PORT = 6379
@@ -34,22 +35,6 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default; silences a warning
     "SPT_NOENV": "1",  # setproctitle, by which Ray names its agents, would wipe out the environment that /proc shows
 }
-OF_ANOTHER_RAY = (  # variables of Ray's that point a new cluster, or its drivers, at something of another one
-    "RAY_ADDRESS",
-    "RAY_API_SERVER_ADDRESS",
-    "RAY_OVERRIDE_DASHBOARD_URL",
-    "RAY_REDIS_ADDRESS",
-    "RAY_external_storage_namespace",
-    "RAY_NAMESPACE",
-    "RAY_TMPDIR",
-    "RAY_RUNTIME_ENV",
-    "RAY_RUNTIME_ENV_HOOK",
-    "RAY_JOB_CONFIG_JSON_ENV_VAR",
-    "RAY_OVERRIDE_RESOURCES",
-    "RAY_OVERRIDE_LABELS",
-    "RAY_START_HOOK",
-    "RAY_grpc_enable_http_proxy",  # what stays inside the cluster goes through no proxy
-)
 NOT_PASSED_ON = (
     *(name for name in OF_ANOTHER_RAY if name != "RAY_TMPDIR"),
     "OMP_NUM_THREADS",  # the cluster launcher exports 1 in its shells; engines would run on one core
