@@ -68,7 +68,7 @@ def local_environment(folder: Path) -> dict[str, str | None]:
     return {
         **dict.fromkeys(OF_ANOTHER_RAY),
         **without_proxy(os.environ),
-        "TMPDIR": str(folder.parent),
+        "TMPDIR": str(folder),  # what its processes leave behind goes with it
         MARK: str(folder),
         "RAYLANE_ADDRESS": LOOPBACK,  # Ray turns a loopback node address into the host's own
         "RAYLANE_RUNTIME": str(folder / "raylane"),

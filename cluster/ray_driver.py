@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raylane.cluster.addresses import split_address
-from raylane.cluster.errors import FailedError, RaylaneError, UsageError
+from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.processes import name_of
 
 ANSWERS_WITHIN_S = 5.0
@@ -61,21 +61,31 @@ def import_ray() -> None:
 
 
 def init(**options: Any) -> Any:
-    """What `ray.init` returns. FailedError, one line, in place of whatever Ray raises."""
+    """What `ray.init` returns. FailedError, one line, in place of whatever Ray raises; SIGTERM stays ours."""
     import_ray()
     import ray
 
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        return ray.init(**options)
-    except RaylaneError:
-        raise
-    except SystemExit as ended:  # by Ray's own handler of SIGTERM, which it puts in place of ours
-        raise SystemExit(TERMINATED) from ended
+        with handler_kept():
+            return ray.init(**options)
     except Exception as error:  # nothing that Ray documents: OSError, ValueError, RuntimeError and others were seen
         raise FailedError(f"Ray: {one_line(error)}") from error
+
+
+@contextmanager
+def handler_kept() -> Iterator[None]:
+    """While it lasts, Ray puts no handler of its own in place of this process's for SIGTERM, with another status. A
+    process that has none gets one, by which it unwinds."""
+    import ray._private.utils as at
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
+    theirs = at.set_sigterm_handler
+    at.set_sigterm_handler = lambda handler: None
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, on_sigterm if callable(on_sigterm) else _end)
+        at.set_sigterm_handler = theirs
 
 
 def _end(*_: object) -> None:
