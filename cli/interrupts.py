@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -35,7 +35,11 @@ class Interruptions:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        handlers = {signal.SIGINT: self._interrupt, signal.SIGTERM: terminate, signal.SIGHUP: terminate}
+        handlers: dict[int, Callable[[int, object], Any]] = {
+            signal.SIGINT: self._interrupt,
+            signal.SIGTERM: terminate,
+            signal.SIGHUP: terminate,
+        }
         for number, handler in handlers.items():
             if signal.getsignal(number) is not signal.SIG_IGN:  # a background job, or nohup
                 self._before[number] = signal.signal(number, handler)
