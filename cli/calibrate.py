@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from rich.table import Table
 from rich.text import Text
 
 from raylane.benchmarks.plan import ConcurrencyLoad
 from raylane.benchmarks.results import StreamResult
 from raylane.benchmarks.run_folder import Run, load_run
-from raylane.cli.tables import table_console
+from raylane.cli.tables import WholeTable, table_console
 from raylane.cluster.errors import UsageError
 from raylane.deployments.simulator.calibration import METRICS, Calibration, MeasuredRow, calibrate, read_rows
 
@@ -185,9 +184,9 @@ def calibration_data(found: Calibration) -> dict[str, Any]:
     return {"gpu": found.gpu, **asdict(found.constants), "rows": rows, "held_out_mean_error": errors}
 
 
-def calibration_table(found: Calibration) -> Table:
+def calibration_table(found: Calibration) -> WholeTable:
     """Measured beside simulated, row by row."""
-    table = Table(title=f"{found.gpu}: measured and SIMULATED", title_justify="left")
+    table = WholeTable(title=f"{found.gpu}: measured and SIMULATED", title_justify="left")
     for name in ("row", "use", "metric", "measured", "simulated", "error"):
         table.add_column(name, justify="left" if name in {"row", "use", "metric"} else "right")
     for item in found.comparisons:

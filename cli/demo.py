@@ -1,17 +1,21 @@
 """`raylane demo`: the whole thing on one machine, with real engines on its CPU or with simulated GPUs."""
 
-import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from raylane.cluster.errors import UsageError
+from raylane.cli.interrupts import ends_at_once
+from raylane.cluster.errors import FailedError, UsageError
+from raylane.cluster.local_ray import LOOPBACK, local_ray, use_a_token
+from raylane.cluster.ray_driver import environment, import_ray
 
 if TYPE_CHECKING:
     from raylane.benchmarks.plan import BenchmarkPlan
@@ -20,6 +24,15 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 UP_WITHIN_S = 900.0
+PORTS_TRIED = 20
+NEEDED = (  # imported before anything is started, as an interrupt while they are imported may crash Python
+    "raylane.cli.bench",
+    "raylane.cli.deploy",
+    "raylane.deployments.rollout",
+    "raylane.deployments.serve_api",
+    "raylane.deployments.engines.simulator",
+    "matplotlib.backends.backend_svg",
+)
 
 
 @dataclass(frozen=True)
@@ -57,15 +70,64 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Go on serving until Ctrl-C.")] = False,
 ) -> None:
     """Serve two models on this machine, load both at once, and report speed and cost."""
+    chosen = chosen_demo(simulate)
+    console = Console(stderr=True)
+    console.print(chosen.starting, highlight=False, soft_wrap=True)
+    with ends_at_once():
+        use_a_token()
+        import_ray()
+        for module in NEEDED:
+            import_module(module)
+    from raylane.benchmarks.run_folder import check_writable
     from raylane.cli.bench import read_plan
     from raylane.deployments.config import load_config
     from raylane.deployments.engines.simulator import simulated
 
-    chosen = chosen_demo(simulate)
+    check_writable(out_dir)
     config, plan = load_config(chosen.config), read_plan(chosen.plan, None)
     if chosen.recording is not None:
         config = simulated(config, chosen.gpu)
-    typer.echo(run_demo(chosen, config, plan, out_dir, keep))
+    with reserved_port(config.gateway.port) as port:
+        if port != config.gateway.port:
+            console.print(f"port {config.gateway.port} is in use: serving on port {port}", highlight=False)
+        config, plan = on_port(config, plan, port)
+        typer.echo(run_demo(chosen, config, plan, out_dir, keep))
+
+
+@contextmanager
+def reserved_port(first: int) -> Iterator[int]:
+    """A port of the loopback address on which nobody listens, and which no other demo takes before this one listens.
+
+    The first that is free, from `first` on. Raises FailedError when none is.
+    """
+    for port in range(first, first + PORTS_TRIED):
+        mark = reservation(port)
+        if mark is not None:
+            with mark:
+                yield port
+            return
+    raise FailedError(f"ports {first} to {first + PORTS_TRIED - 1} are all in use; end what listens on one of them")
+
+
+def reservation(port: int) -> socket.socket | None:
+    """What keeps other demos off a port while it is open; None when the port is somebody else's."""
+    mark = socket.socket(socket.AF_UNIX)
+    try:
+        mark.bind(f"\0raylane-demo-{port}")  # an abstract name: it is gone with the process
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((LOOPBACK, port))
+    except OSError:
+        mark.close()
+        return None
+    return mark
+
+
+def on_port(config: "DeploymentConfig", plan: "BenchmarkPlan", port: int) -> "tuple[DeploymentConfig, BenchmarkPlan]":
+    """The same deployment with its gateway on this port of the loopback address, and the same load on it."""
+    gateway = config.gateway.model_copy(update={"port": port})
+    loaded = plan.model_copy(update={"base_url": f"http://{LOOPBACK}:{port}"})
+    return config.model_copy(update={"gateway": gateway}), loaded
 
 
 def chosen_demo(simulate: str | None) -> Demo:
@@ -80,17 +142,14 @@ def chosen_demo(simulate: str | None) -> Demo:
 def run_demo(chosen: Demo, config: "DeploymentConfig", plan: "BenchmarkPlan", out_dir: Path, keep: bool) -> Path:
     """Serve, load and report on a Ray of its own; the run folder."""
     from raylane.cli.bench import run_with_progress
+    from raylane.cli.deploy import progress_lines
     from raylane.cli.report import report
-    from raylane.cluster.local_ray import local_ray
+    from raylane.deployments.rollout import deploy, snapshot
+    from raylane.deployments.serve_api import ServeApi, dashboard_url
 
     console = Console(stderr=True)
     began_s = time.monotonic()
-    console.print(chosen.starting, highlight=False)
     with recorded_gpus(chosen.recording), local_ray(cpus=chosen.cpus, gpus=chosen.gpus) as context:
-        from raylane.cli.deploy import progress_lines
-        from raylane.deployments.rollout import deploy, snapshot
-        from raylane.deployments.serve_api import ServeApi, dashboard_url
-
         deploy(config, ServeApi(dashboard_url(context)), str(chosen.config), progress_lines(), UP_WITHIN_S)
         console.print(f"serving after {time.monotonic() - began_s:.0f} s", highlight=False)
         run_dir = run_with_progress(plan, out_dir, simulated=chosen.recording is not None)
@@ -104,15 +163,13 @@ def run_demo(chosen: Demo, config: "DeploymentConfig", plan: "BenchmarkPlan", ou
 
 @contextmanager
 def recorded_gpus(recording: Path | None) -> Iterator[None]:
-    """While it lasts, processes started from here take their GPUs from the recording. None: from the driver."""
+    """While it lasts, processes started from here take their GPUs from the recording, none of this machine's. None:
+    from the driver."""
     if recording is None:
         yield
         return
-    os.environ["RAYLANE_TOPOLOGY"] = str(recording)
-    try:
+    with environment({"RAYLANE_TOPOLOGY": str(recording), "RAYLANE_HOST_NAME": None, "CUDA_VISIBLE_DEVICES": None}):
         yield
-    finally:
-        del os.environ["RAYLANE_TOPOLOGY"]
 
 
 def settled(config: "DeploymentConfig", read: Callable[[], "Snapshot | None"]) -> "Snapshot | None":

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from raylane.cli.plan import misfits
-from raylane.deployments.config import json_schema, load_config
+from raylane.cli.interrupts import ends_at_once
 
 if TYPE_CHECKING:
     from raylane.deployments.applications import Change
@@ -24,13 +23,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @contextmanager
 def connected(address: str) -> Iterator["ServeApi"]:
     """This process joined to a running cluster, and its Serve interface."""
-    from raylane.cluster.node import expect_token
+    with ends_at_once():
+        from raylane.cluster.node import expect_token
+        from raylane.cluster.ray_driver import import_ray
 
-    expect_token()  # Ray reads it when it is imported
-    import ray
+        expect_token()  # Ray reads it when it is imported
+        import_ray()
+        import ray
 
-    from raylane.deployments.rollout import connect
-    from raylane.deployments.serve_api import ServeApi, dashboard_url
+        from raylane.deployments.rollout import connect
+        from raylane.deployments.serve_api import ServeApi, dashboard_url
 
     context = connect(address)
     try:
@@ -46,6 +48,10 @@ def deploy(
     json_output: AsJson = False,
 ) -> None:
     """Put models on the running cluster; an edit restarts only the models whose own block changed."""
+    with ends_at_once():
+        from raylane.cli.planning import misfits
+        from raylane.deployments.config import load_config
+
     config = load_config(config_file)
     with connected(address) as api:
         from raylane.autoscaling.ray_scaler import follow, read_fleet
@@ -109,4 +115,6 @@ def delete(
 
 def schema() -> None:
     """Print the JSON schema of deployment configs, for editors."""
+    from raylane.deployments.config import json_schema
+
     typer.echo(json.dumps(json_schema(), indent=2))

@@ -12,13 +12,23 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from raylane.cli.interrupts import ends_at_once
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.launcher import deploy_there, forget, hosts_alive, read_launcher_config, stop_hosts
 from raylane.cluster.leases import runtime_folder
 from raylane.cluster.node import NodeState, expect_token, follow, head_ip_of, read_state
 from raylane.cluster.node import down as stop_node
 from raylane.cluster.node import up as start_node
-from raylane.cluster.ray_start import DASHBOARD_PORT, GCS_PORT, NodeRequest, parse_head_address, parse_redis
+from raylane.cluster.proxies import without_proxy
+from raylane.cluster.ray_driver import import_ray
+from raylane.cluster.ray_start import (
+    DASHBOARD_PORT,
+    GCS_PORT,
+    NodeRequest,
+    parse_head_address,
+    parse_own_address,
+    parse_redis,
+)
 
 node = typer.Typer(no_args_is_help=True, help="Start or stop this host's part of the Ray cluster.")
 cluster = typer.Typer(no_args_is_help=True, help="Start, use or stop all hosts of a Ray cluster launcher config.")
@@ -65,6 +75,8 @@ def up(
         own = address or node_ip or (head_ip_of(autoscaling_config) if autoscaling_config else None)
     elif redis or autoscaling_config:
         raise UsageError("--redis and --autoscaling-config belong to the head: give them with --head")
+    if own is not None:
+        own = parse_own_address(own, "--address" if head and address else "--node-ip")
     request = NodeRequest(
         head_address=None if head or address is None else parse_head_address(address),
         own_address=own,
@@ -114,9 +126,11 @@ def hosts(
     """List the cluster's living hosts with their GPUs and labels."""
     running = read_state(runtime_folder())
     expect_token()
-    import ray
+    with ends_at_once():
+        import_ray()
+        import ray
 
-    from raylane.deployments.rollout import connect
+        from raylane.deployments.rollout import connect
 
     connect(address or (running.head_address if running and not running.starting else "auto"))
     try:
@@ -150,7 +164,8 @@ def cluster_up(
     """`ray up`, then wait until every host has joined: `ray up` itself returns before the workers exist."""
     config = read_launcher_config(cluster_file)
     ray_up = [sys.executable, "-m", "ray.scripts.scripts", "up", "-y", "--no-config-cache", str(cluster_file)]
-    done = subprocess.run(ray_up, stdout=sys.stderr.fileno(), check=False)
+    direct = {**os.environ, **without_proxy(os.environ, (config.head, *config.workers))}
+    done = subprocess.run(ray_up, stdout=sys.stderr.fileno(), check=False, env=direct)
     if done.returncode != 0:
         raise FailedError(f"ray up {cluster_file} ended with status {done.returncode}; its output is above")
     wanted, deadline_s = 1 + len(config.workers), time.monotonic() + timeout_s

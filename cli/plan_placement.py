@@ -7,9 +7,9 @@ from typing import Any
 
 from rich import box
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
+from raylane.cli.tables import WholeTable
 from raylane.cluster.domains import domains
 from raylane.cluster.hosts import Host
 from raylane.cluster.planner import Placement, PlacementPlan
@@ -40,9 +40,9 @@ def verdict(found: PlacementPlan) -> str:
     return f"{fits}; {used} GPUs used, {len(found.free)} free" + (f"; {links}" if groups else "")
 
 
-def model_table(found: PlacementPlan) -> Table:
+def model_table(found: PlacementPlan) -> WholeTable:
     """One row for each model: GPUs of one replica, replicas placed, hosts that could hold one at all."""
-    table = Table("", "model", "GPUs", "replicas", "min", "max", "hosts", "why no more", box=box.SIMPLE)
+    table = WholeTable("", "model", "GPUs", "replicas", "min", "max", "hosts", "why no more", box=box.SIMPLE)
     for key, model in zip(letters(found), found.models, strict=True):
         counts = (model.tp, model.replicas, model.min_replicas, model.max_replicas, len(model.possible_hosts))
         table.add_row(key, model.model, *(str(count) for count in counts), model.reason)

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from raylane.cli.engine_words import in_words_of
 from raylane.cli.sizing import fit_json, print_fit
-from raylane.cli.tables import table_console
+from raylane.cli.tables import WholeTable, table_console
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.catalog import need_accelerator
 from raylane.deployments.config import ModelConfig
@@ -41,11 +40,12 @@ def profiles_command(
         show(table_console(), name, need_profile(name))
 
 
-def listing(every: Mapping[str, Profile]) -> Table:
+def listing(every: Mapping[str, Profile]) -> WholeTable:
     """All profiles in a table, a line for each card."""
-    table = Table(box=None, pad_edge=False)
+    table = WholeTable(box=None, pad_edge=False)
     for heading in ("profile", "model", "GPU", "KV tokens"):
-        table.add_column(heading, justify="right" if heading == "KV tokens" else "left", no_wrap=True)
+        lines = heading in ("GPU", "KV tokens")  # of one card each, side by side
+        table.add_column(heading, justify="right" if heading == "KV tokens" else "left", no_wrap=lines)
     table.add_column("purpose")
     for name, profile in every.items():
         size = f"{profile.facts().parameters / 1e9:.0f}B {profile.weights}"

@@ -12,7 +12,6 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
 from raylane.autoscaling.lab.choices import narrowed, plan_file
 from raylane.autoscaling.lab.plan import ReplayPlan
@@ -20,7 +19,7 @@ from raylane.autoscaling.lab.regret import first_oracle, measure
 from raylane.autoscaling.lab.replay import Replayed, replay
 from raylane.autoscaling.lab.replay_files import make_folder, results, summaries, write_results
 from raylane.autoscaling.lab.summary import HEADINGS, REGRET_HEADINGS, Summary, cells, regret_cells
-from raylane.cli.tables import table_console
+from raylane.cli.tables import WholeTable, table_console
 from raylane.cluster.errors import UsageError
 
 REGRET_NOTES = {
@@ -115,9 +114,9 @@ def notes(scenario: str, about: str, runs: Sequence[Replayed]) -> Iterator[str]:
     yield from (f"{run.policy}, seed {run.seed}: {run.note}" for run in here if run.note)
 
 
-def table(title: str, plan: ReplayPlan, means: Mapping[str, Summary]) -> Table:
+def table(title: str, plan: ReplayPlan, means: Mapping[str, Summary]) -> WholeTable:
     """One row for each policy of the plan; dashes for a bound that does not exist on any seed."""
-    shown = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = WholeTable(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("policy", no_wrap=True)
     regretted = any(found.regret_gpu_hours is not None for found in means.values())
     headings = (*HEADINGS, *REGRET_HEADINGS) if regretted else HEADINGS

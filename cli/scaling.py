@@ -6,10 +6,9 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from raylane.cli.deploy import Address, AsJson, connected
-from raylane.cli.tables import table_console
+from raylane.cli.tables import WholeTable, table_console
 from raylane.cluster.errors import FailedError
 
 
@@ -57,9 +56,9 @@ def show(console: Console, status: Mapping[str, Any]) -> None:
     console.print(f"log: {status['log']}", highlight=False, soft_wrap=True)
 
 
-def model_table(models: list[Mapping[str, Any]], shadow: bool) -> Table:
+def model_table(models: list[Mapping[str, Any]], shadow: bool) -> WholeTable:
     """One row for each scaled model."""
-    table = Table(title="recommended" if shadow else "decided", title_justify="left")
+    table = WholeTable(title="recommended" if shadow else "decided", title_justify="left")
     for head in ("model", "replicas", "wanted", "ready", "starting", "draining", "held", "reason"):
         table.add_column(head)
     for model in models:

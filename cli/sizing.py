@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from raylane.cli.tables import WholeTable
 from raylane.deployments.fit import Fits, Refusal
 from raylane.deployments.memory import doubts
 from raylane.deployments.model_facts import ModelFacts
@@ -43,7 +43,7 @@ def print_fit(
 
 def print_ceilings(console: Console, model: str, ceilings: Sequence[Ceiling], caveats: Sequence[str] = ()) -> None:
     """The most a replica can do at several batch sizes, and for which reasons a real engine may do more."""
-    table = Table(title=escape(f"{model}: ceilings of one replica ({COMPUTED})"), title_justify="left")
+    table = WholeTable(title=escape(f"{model}: ceilings of one replica ({COMPUTED})"), title_justify="left")
     for name in ("batch", "in / out", "ms per token", "prompt ms", "output tok/s", "requests/s", "tok/J at TDP"):
         table.add_column(name, justify="right")
     for item in ceilings:
@@ -64,7 +64,7 @@ def print_ceilings(console: Console, model: str, ceilings: Sequence[Ceiling], ca
 
 def print_parallelism(console: Console, model: str, found: Comparison) -> None:
     """Tensor against pipeline parallelism over the same GPUs."""
-    table = Table(title=escape(f"{model}: ways to split ({COMPUTED})"), title_justify="left")
+    table = WholeTable(title=escape(f"{model}: ways to split ({COMPUTED})"), title_justify="left")
     for name in ("split", "KV tokens", "batch", "ms per token", "prompt ms", "output tok/s"):
         table.add_column(name, justify="right")
     for split in found.splits:
@@ -82,7 +82,7 @@ def print_parallelism(console: Console, model: str, found: Comparison) -> None:
 def print_guide(console: Console, model: str, gpu: str, guide: Guide, link: Link, notes: Sequence[str] = ()) -> None:
     """The quantization guide as a table; below it the suggestion, what it assumes of links, and of the checkpoint."""
     title = f"{model} on {gpu}, context {guide.max_model_len:,} ({COMPUTED})"
-    table = Table(title=escape(title), title_justify="left")
+    table = WholeTable(title=escape(title), title_justify="left")
     for name in ("weights", "GPUs", "GB per GPU", "KV tokens", "full contexts", "tok/s at most", "note"):
         table.add_column(name, justify="left" if name in {"weights", "note"} else "right")
     for option in guide.options:

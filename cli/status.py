@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import typer
 from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from raylane.cli.deploy import Address, AsJson, connected
-from raylane.cli.tables import table_console
+from raylane.cli.tables import WholeTable, table_console
 
 if TYPE_CHECKING:
     from raylane.deployments.cluster_view import DomainView, GpuView, HostView
@@ -77,10 +76,10 @@ def application_lines(applications: "Sequence[AppStatus]") -> list[str]:
     ]
 
 
-def replica_table(replicas: "Sequence[ReplicaReport]", hosts: "Sequence[HostView]") -> Table:
+def replica_table(replicas: "Sequence[ReplicaReport]", hosts: "Sequence[HostView]") -> WholeTable:
     """One row for each replica."""
     index_of = {gpu.uuid: gpu.index for host in hosts for gpu in host.gpus()}
-    table = Table(box=box.SIMPLE)
+    table = WholeTable(box=box.SIMPLE)
     whole = max((len(r.replica_id) for r in replicas), default=0)  # `raylane move` asks for it
     for head in ("model", "replica", "state", "host", "GPUs", "running", "waiting", "KV use", "started in"):
         table.add_column(head, min_width=whole if head == "replica" else None)
@@ -114,9 +113,9 @@ def host_line(host: "HostView") -> str:
     return f"{where}: {len(gpus)} x {host.gpu_name}; {', '.join(counts)}"
 
 
-def gpu_table(host: "HostView") -> Table:
+def gpu_table(host: "HostView") -> WholeTable:
     """One row for each GPU, domain by domain."""
-    table = Table("domain", "GPU", "bus", "NUMA", "has it", box=box.SIMPLE)
+    table = WholeTable("domain", "GPU", "bus", "NUMA", "has it", box=box.SIMPLE)
     for domain in host.domains:
         for gpu in domain.gpus:
             bus = "-" if gpu.pci_bus_id is None else gpu.pci_bus_id.removeprefix("0000")

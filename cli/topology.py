@@ -7,10 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
-from raylane.cli.tables import table_console
+from raylane.cli.tables import WholeTable, table_console
 from raylane.cluster.catalog import find_accelerator, unknown_accelerator_message
 from raylane.cluster.domains import Domain, domains
 from raylane.cluster.errors import UsageError
@@ -102,9 +101,9 @@ def kinds(host: Host) -> list[str]:
     return sorted({gpu.name for gpu in host.gpus})
 
 
-def gpu_table(host: Host) -> Table:
+def gpu_table(host: Host) -> WholeTable:
     """One row for each GPU; PCIe as generation and lanes, an idle GPU runs its slot at generation 1."""
-    table = Table("GPU", "memory", "bus", "NUMA", "PCIe now/max", "MIG", "ECC", "processes", box=box.SIMPLE)
+    table = WholeTable("GPU", "memory", "bus", "NUMA", "PCIe now/max", "MIG", "ECC", "processes", box=box.SIMPLE)
     for gpu in host.gpus:
         table.add_row(*(Text(cell) for cell in gpu_cells(gpu)))
     return table
@@ -136,26 +135,26 @@ def on_off(value: bool | None) -> str:
     return "-" if value is None else "on" if value else "off"
 
 
-def matrix_table(host: Host) -> Table:
+def matrix_table(host: Host) -> WholeTable:
     """The link of every pair, as in `nvidia-smi topo -m`."""
-    table = Table("", *(str(gpu.index) for gpu in host.gpus), box=box.SIMPLE)
+    table = WholeTable("", *(str(gpu.index) for gpu in host.gpus), box=box.SIMPLE)
     for a in host.gpus:
         table.add_row(str(a.index), *(matrix_word(host, a, b) for b in host.gpus))
     return table
 
 
-def measured_tables(host: Host) -> list[Table]:
+def measured_tables(host: Host) -> list[WholeTable]:
     """What the probe measured, pair by pair and then group by group; empty without a probe."""
     rows = [link for link in host.links if link.measured is not None]
     tables = []
     if rows:
-        table = Table("GPUs", "state", "there", "back", "latency", "8 KB", "256 KB", "32 MB", box=box.SIMPLE)
+        table = WholeTable("GPUs", "state", "there", "back", "latency", "8 KB", "256 KB", "32 MB", box=box.SIMPLE)
         table.title = "measured: copies, half a round trip of 8 bytes, all-reduces"
         for link in rows:
             table.add_row(*(Text(cell) for cell in measured_cells(host, link)))
         tables.append(table)
     if host.groups:
-        table = Table("GPUs", "state", "8 KB", "256 KB", "32 MB", box=box.SIMPLE)
+        table = WholeTable("GPUs", "state", "8 KB", "256 KB", "32 MB", box=box.SIMPLE)
         for group in host.groups:
             names = ", ".join(str(host.gpu(uuid).index) for uuid in group.uuids)
             times = (group.allreduce_8kb_s, group.allreduce_256kb_s, group.allreduce_32mb_s)

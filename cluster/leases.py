@@ -222,7 +222,7 @@ def _lease_ports(folder: Path, host: str) -> tuple[range, int]:
 
 def _bindable(host: str, port: int) -> bool:
     """False when a program that takes no leases sits on the port."""
-    with socket.socket() as trial:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((host, port))

@@ -22,11 +22,12 @@ from typing import Any
 
 import yaml
 
+from raylane.cluster.addresses import split_address
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Host
 from raylane.cluster.leases import using
-from raylane.cluster.processes import end_processes_with, processes_with
-from raylane.cluster.ray_start import MARK, NodeRequest, start_command, start_environment
+from raylane.cluster.processes import end_processes_with, name_of, processes_with
+from raylane.cluster.ray_start import GCS_PORT, MARK, NodeRequest, start_command, start_environment
 
 START_TRIES = 2
 START_TIMEOUT_S = 120.0
@@ -34,7 +35,9 @@ HEAD_ANSWERS_S = 60.0  # a head may be starting at the same time
 STAGE_S = 15.0  # for each stage of a stop: the raylet with its workers, the other services, the head's store
 POLL_S = 0.1
 TOKEN_BYTES = 32
+AUTH_MODES = ("token", "disabled")
 OUTPUT_LINES = 15
+ROUTE_TO = ("8.8.8.8", 53)  # where Ray looks for the route that tells a head's own address
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,11 @@ def up(request: NodeRequest, host: Host, folder: Path) -> tuple[NodeState, bool]
 
 def wait_for_head(address: str) -> None:
     """Wait until something listens there: Ray itself would try for minutes. Raises FailedError."""
-    host, _, port = address.rpartition(":")
+    place = split_address(address)
     deadline_s = time.monotonic() + HEAD_ANSWERS_S
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            socket.create_connection(place, timeout=5.0).close()
             return
         except OSError as error:
             if time.monotonic() > deadline_s:
@@ -102,12 +105,18 @@ def checked_same(running: NodeState, request: NodeRequest) -> NodeState:
     )
 
 
-def resolved(address: str) -> str:
-    """HOST:PORT with the host as a number, where it resolves."""
-    host, _, port = address.rpartition(":")
-    with suppress(OSError):
-        return f"{socket.gethostbyname(host)}:{port}"
+def resolved(address: str) -> tuple[str, int] | str:
+    """The head's host as a number and its port, where it resolves."""
+    with suppress(OSError, ValueError):
+        return numeric(*split_address(address))
     return address
+
+
+def numeric(host: str, port: int) -> tuple[str, int]:
+    """One of the host's addresses, IPv4 before IPv6, and the port. Raises OSError when there is none."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    best = min(found, key=lambda each: each[0] is not socket.AF_INET)
+    return str(best[4][0]), port
 
 
 def start(request: NodeRequest, host: Host, folder: Path) -> NodeState:
@@ -127,7 +136,7 @@ def start_once(request: NodeRequest, host: Host, folder: Path, attempt: int) -> 
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *start_command(request, host)]
     write_state(expected(request, mark), folder)  # whoever comes next ends it if this process is killed meanwhile
     try:
-        run_to_end(command, start_environment(os.environ, request, mark), log)
+        run_to_end(command, start_environment(os.environ, request, mark, hosts_inside(request)), log)
         state = described(request, mark)
         write_state(state, folder)
     except BaseException:
@@ -135,6 +144,28 @@ def start_once(request: NodeRequest, host: Host, folder: Path, attempt: int) -> 
         (folder / "node.json").unlink(missing_ok=True)
         raise
     return state
+
+
+def hosts_inside(request: NodeRequest) -> tuple[str, ...]:
+    """Hosts of the cluster as far as they are known here: this one, the head, and the launcher's workers."""
+    head = None if request.head_address is None else split_address(request.head_address)
+    own = request.own_address or own_address(head or ROUTE_TO)
+    workers = None
+    if request.autoscaling_config is not None:
+        workers = launcher_config(request.autoscaling_config).get("provider", {}).get("worker_ips")
+    listed = [str(worker) for worker in workers] if isinstance(workers, list) else []
+    return tuple(dict.fromkeys(host for host in (own, head[0] if head else None, *listed) if host))
+
+
+def own_address(place: tuple[str, int]) -> str | None:
+    """This host's address on the route to another one; nothing is sent. None where there is no route."""
+    with (
+        suppress(OSError),
+        socket.socket(socket.AF_INET6 if ":" in place[0] else socket.AF_INET, socket.SOCK_DGRAM) as s,
+    ):
+        s.connect(place)
+        return str(s.getsockname()[0])
+    return None
 
 
 def run_to_end(command: list[str], environment: dict[str, str], log: Path) -> None:
@@ -276,13 +307,6 @@ def write_state(state: NodeState, folder: Path) -> None:
         partial.rename(folder / "node.json")
 
 
-def name_of(pid: int) -> str:
-    """The kernel's name of a process (15 characters at most), empty when it is gone."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return ""
-
-
 def options_of(pid: int) -> dict[str, str]:
     """The --name=value options on a process's command line."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -292,12 +316,21 @@ def options_of(pid: int) -> dict[str, str]:
 
 
 def token_path() -> Path:
-    """Where Ray looks for the cluster's token."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    """Where Ray looks for the cluster's token. Raises UsageError where that is not known."""
+    try:
+        return Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    except RuntimeError as error:  # no HOME, and a user without a name
+        raise UsageError("HOME is not set: set it, or RAY_AUTH_TOKEN_PATH to the cluster's token file") from error
 
 
 def expect_token() -> None:
-    """Let Ray use the token where there is one; call it before Ray is imported. (Ray 2.60 would by itself.)"""
+    """Let Ray use the token where there is one; call it before Ray is imported. (Ray 2.60 would by itself.)
+
+    Raises UsageError for a mode that Ray does not have and would take for none.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() not in AUTH_MODES:
+        raise UsageError(f"RAY_AUTH_MODE: expected {' or '.join(AUTH_MODES)} (got {mode!r})")
     if token_path().is_file():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
 
@@ -313,9 +346,14 @@ def token_file(*, create: bool) -> None:
         raise UsageError(
             f"no cluster token at {path}: copy the head's file there (mode 0600), or set RAY_AUTH_TOKEN_PATH"
         )
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:  # noqa: PTH123 - sets the mode
-        file.write(secrets.token_hex(TOKEN_BYTES))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as file:  # noqa: PTH123 - the mode is set
+            file.write(secrets.token_hex(TOKEN_BYTES))
+    except OSError as error:
+        why = f"{error.strerror}; set RAY_AUTH_TOKEN_PATH to a file that can be made"
+        raise UsageError(f"no cluster token at {path}, and none can be made: {why}") from error
 
 
 def head_ip_of(autoscaling_config: Path) -> str:
@@ -327,7 +365,7 @@ def head_ip_of(autoscaling_config: Path) -> str:
     with suppress(ValueError):
         return str(ipaddress.ip_address(head_ip))
     try:
-        return socket.gethostbyname(head_ip)
+        return numeric(head_ip, GCS_PORT)[0]
     except OSError as error:
         raise UsageError(f"{autoscaling_config}: provider.head_ip: {head_ip!r} does not resolve: {error}") from error
 

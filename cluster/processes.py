@@ -36,3 +36,10 @@ def end_processes_with(name: str, value: str, grace_s: float) -> None:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(POLL_S)
+
+
+def name_of(pid: int) -> str:
+    """The kernel's name of a process (15 characters at most), empty when it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""

@@ -3,15 +3,19 @@
 Option names and environment variables are those of Ray 2.58 to 2.60.
 """
 
+import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from raylane.cluster.addresses import NAMED_HOST, in_url, is_bracketed, is_ipv6, split_address
 from raylane.cluster.domains import domains
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host, LinkLevel
+from raylane.cluster.proxies import without_proxy
+from raylane.cluster.ray_driver import OF_ANOTHER_RAY
 
 MARK = "RAYLANE_NODE"  # in the environment of every process of this host's Ray, by which `node down` knows them
 GCS_PORT = 6379
@@ -32,7 +36,7 @@ SETTINGS = {
     "SPT_NOENV": "1",  # setproctitle, by which Ray names its agents, would wipe out the environment that /proc shows
 }
 NOT_PASSED_ON = (
-    "RAY_ADDRESS",  # of another cluster, perhaps
+    *(name for name in OF_ANOTHER_RAY if name != "RAY_TMPDIR"),
     "OMP_NUM_THREADS",  # the cluster launcher exports 1 in its shells; engines would run on one core
     "PYTHONWARNINGS",
 )
@@ -122,9 +126,15 @@ def redis_options(redis: Redis | None) -> tuple[str, ...]:
     return (*option("--redis-username", redis.username), *option("--redis-password", redis.password))
 
 
-def start_environment(base: Mapping[str, str], request: NodeRequest, mark: str) -> dict[str, str]:
-    """The environment of this host's Ray: the caller's, the settings above, the mark and where Redis is."""
+def start_environment(
+    base: Mapping[str, str], request: NodeRequest, mark: str, inside: Iterable[str] = ()
+) -> dict[str, str]:
+    """The environment of this host's Ray: the caller's, the settings above, the mark and where Redis is.
+
+    Requests to the hosts `inside` the cluster, as far as they are known, go through no proxy.
+    """
     environment = {name: value for name, value in base.items() if name not in NOT_PASSED_ON}
+    environment |= without_proxy(environment, inside)
     environment |= SETTINGS | {MARK: mark}
     environment["RAY_USAGE_STATS_ENABLED"] = "0"  # the launcher exports 1
     if request.autoscaling_config is not None:
@@ -137,12 +147,29 @@ def start_environment(base: Mapping[str, str], request: NodeRequest, mark: str) 
 
 def parse_head_address(text: str) -> str:
     """HOST:PORT, with Ray's usual port where none is given. Raises UsageError for anything else."""
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        host, port = text, str(GCS_PORT)
-    if not re.fullmatch(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]", host) or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"--address: expected HOST or HOST:PORT of the head (got {text!r})")
-    return f"{host}:{port}"
+    alone = is_ipv6(text) or is_bracketed(text) or ":" not in text
+    address = f"{in_url(text)}:{GCS_PORT}" if alone else text
+    try:
+        host, port = split_address(address)
+    except ValueError as error:
+        raise UsageError(f"--address: expected HOST or HOST:PORT of the head (got {text!r}): {error}") from error
+    check_not_loopback6(host, "--address")
+    return f"{in_url(host)}:{port}"
+
+
+def parse_own_address(text: str, source: str) -> str:
+    """An own address as Ray takes it, an IPv6 one without brackets. Raises UsageError for what is none."""
+    host = text[1:-1] if is_bracketed(text) else text
+    if not NAMED_HOST.fullmatch(host) and not is_ipv6(host):
+        raise UsageError(f"{source}: expected an address of this host, without a port (got {text!r})")
+    check_not_loopback6(host, source)
+    return host
+
+
+def check_not_loopback6(host: str, source: str) -> None:
+    """UsageError for ::1, in whose place Ray takes the host's IPv4 address."""
+    if is_ipv6(host) and ipaddress.ip_address(host).is_loopback:
+        raise UsageError(f"{source}: {host}: Ray runs on no IPv6 loopback address; give another one, or 127.0.0.1")
 
 
 def parse_redis(url: str, password: str | None, cluster_id: str) -> Redis:
@@ -159,4 +186,4 @@ def parse_redis(url: str, password: str | None, cluster_id: str) -> Redis:
     if not CLUSTER_ID.match(cluster_id):
         raise UsageError(f"--redis-cluster: letters, digits, '.', '_' and '-' only (got {cluster_id!r})")
     scheme = "rediss://" if parts.scheme == "rediss" else ""
-    return Redis(f"{scheme}{host}:{port}", parts.username, password or None, cluster_id)
+    return Redis(f"{scheme}{in_url(host)}:{port}", parts.username, password or None, cluster_id)

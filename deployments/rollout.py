@@ -1,6 +1,5 @@
 """`raylane deploy`, `status` and `delete`: check what is asked, put it, wait until it serves, undo what failed."""
 
-import logging
 import os
 import socket
 import time
@@ -15,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raylane.cluster.errors import FailedError, RaylaneError, UsageError
 from raylane.cluster.leases import runtime_folder
 from raylane.cluster.node import read_state, works
+from raylane.cluster.ray_driver import join
 from raylane.deployments.applications import (
     GATEWAY,
     MODEL_PREFIX,
@@ -299,12 +299,8 @@ def tidy(message: str) -> str:
 
 def connect(address: str) -> Any:
     """Connect this process to a running cluster; "auto" is the one this host belongs to, by `raylane node up` or else
-    by Ray's own rules. Raises FailedError when there is none."""
-    found = own_cluster() if address == "auto" else address
-    try:
-        return ray.init(address=found, namespace="raylane", log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise FailedError(f"no Ray cluster at {found!r}: {error}") from error
+    by Ray's own rules. Raises UsageError for what is no address, FailedError when there is no cluster."""
+    return join(own_cluster() if address == "auto" else address)
 
 
 def own_cluster() -> str:

@@ -1,14 +1,16 @@
 """Ray Serve's REST interface, the part raylane uses. Raises FailedError when the cluster does not answer well."""
 
+import http.client
 import json
 import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from raylane.cluster.errors import FailedError
+from raylane.cluster.errors import FailedError, UsageError
+from raylane.cluster.node import token_path
+from raylane.cluster.proxies import direct
 from raylane.cluster.redact import redacted
 from raylane.deployments.applications import MODEL_PREFIX, REPLICA, Json
 
@@ -52,6 +54,7 @@ class ServeApi:
     def __init__(self, dashboard_url: str, timeout_s: float = TIMEOUT_S) -> None:
         self._url = dashboard_url.rstrip("/")
         self._timeout_s = timeout_s
+        self._opener = direct()
 
     def state(self) -> ServeState:
         details = self._call("GET", "/api/serve/applications/?api_type=declarative", None)
@@ -73,15 +76,20 @@ class ServeApi:
     def _call(self, method: str, path: str, body: Json | None) -> Json:
         headers = {"Content-Type": "application/json", **_authorization()}
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data=data, headers=headers, method=method)  # noqa: S310
+        what = f"{method} {self._url}{path}"
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as reply:  # noqa: S310 - an address of the user's
-                text = reply.read()
+            request = urllib.request.Request(self._url + path, data=data, headers=headers, method=method)  # noqa: S310
+            with self._opener.open(request, timeout=self._timeout_s) as reply:
+                answer: object = json.loads(reply.read() or b"{}")
         except urllib.error.HTTPError as error:
-            raise FailedError(f"{method} {self._url}{path}: {error.code}: {error.read().decode()[:2000]}") from error
-        except OSError as error:
-            raise FailedError(f"{method} {self._url}{path}: no answer: {error}") from error
-        answer: Json = json.loads(text) if text else {}
+            said = error.read().decode(errors="replace")[:2000]
+            raise FailedError(f"{what}: {error.code}: {said or error.reason}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise FailedError(f"{what}: no answer: {error}") from error
+        except ValueError as error:  # of JSON, or of an address that is no URL
+            raise FailedError(f"{what}: no answer of Ray's dashboard: {error}") from error
+        if not isinstance(answer, dict):
+            raise FailedError(f"{what}: no answer of Ray's dashboard: {str(answer)[:200]}")
         return answer
 
 
@@ -110,12 +118,17 @@ def _options(details: Json) -> Json:
 
 
 def _authorization() -> dict[str, str]:
-    """The cluster's token, found where Ray's own commands look for it."""
-    token = os.environ.get("RAY_AUTH_TOKEN")
+    """The cluster's token, found where Ray's own commands look for it. Raises UsageError for what cannot be one."""
+    token, source = os.environ.get("RAY_AUTH_TOKEN"), "RAY_AUTH_TOKEN"
     if token is None and os.environ.get("RAY_AUTH_MODE") != "disabled":
-        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-        token = path.read_text().strip() if path.is_file() else None
-    return {} if token is None else {"Authorization": f"Bearer {token}"}
+        path = token_path()
+        source = str(path)
+        token = path.read_text(errors="replace") if path.is_file() else None
+    if token is None:
+        return {}
+    if not token.strip().isascii() or not token.strip().isprintable():
+        raise UsageError(f"{source}: not a token: it has other characters than printable ASCII")
+    return {"Authorization": f"Bearer {token.strip()}"}
 
 
 def dashboard_url(context: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from raylane.cluster.errors import FailedError
 from raylane.cluster.processes import end_processes_with
+from raylane.cluster.proxies import without_proxy
 from raylane.cluster.redact import redacted, secret_values
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
@@ -49,9 +50,13 @@ def log_tail(path: Path, lines: int = 25) -> str:
 
 
 def inherited_env() -> dict[str, str]:
-    """This process's environment without what Ray put in for its own workers (one thread, a job id, GPU indices)."""
+    """This process's environment without what Ray put in for its own workers (one thread, a job id, GPU indices).
+
+    Models are fetched through the proxy that it names; calls to this host go through none.
+    """
     ours = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name not in ours}
+    found = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name not in ours}
+    return found | without_proxy(found)
 
 
 class EngineProcess:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import aiohttp
 
+from raylane.cluster.addresses import in_url
 from raylane.cluster.affinity import cpu_list
 from raylane.deployments.engines.base import Engine, EngineLoad, Seat
 from raylane.deployments.engines.client import EngineClient
@@ -37,7 +38,7 @@ class SeatedEngine:
         cpus: tuple[int, ...] | None = None,
     ) -> None:
         self.seat = seat
-        self.url = f"http://{seat.host}:{seat.port}"
+        self.url = f"http://{in_url(seat.host)}:{seat.port}"
         self.pid: int | None = None
         self.ready = False  # it has generated a token
         self.load = EngineLoad()  # as last read

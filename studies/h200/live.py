@@ -13,6 +13,7 @@ import ray
 from raylane.autoscaling.ray_scaler import LOG_NAME, follow, read_fleet, scaler_status
 from raylane.autoscaling.specs import model_specs
 from raylane.cluster.leases import runtime_folder
+from raylane.cluster.proxies import direct
 from raylane.deployments.engines.base import read_load
 from raylane.deployments.engines.vllm import VllmEngine
 from raylane.deployments.reports import ReplicaReport
@@ -127,8 +128,9 @@ class Live:
 
     def page(self, replica: ReplicaReport) -> str:
         """The engine's own metrics."""
-        asked = urllib.request.Request(f"{replica.url}/metrics", headers={"Authorization": f"Bearer {replica.api_key}"})  # noqa: S310 - our own engine
-        with urllib.request.urlopen(asked, timeout=30) as reply:  # noqa: S310
+        headers = {"Authorization": f"Bearer {replica.api_key}"}
+        asked = urllib.request.Request(f"{replica.url}/metrics", headers=headers)  # noqa: S310 - our own engine
+        with direct().open(asked, timeout=30) as reply:
             text: bytes = reply.read()
         return text.decode()
 
@@ -144,7 +146,7 @@ class Live:
 
 def cold_starts() -> float:
     """The gateway's own count."""
-    with urllib.request.urlopen(f"{URL}/metrics", timeout=10) as reply:  # noqa: S310 - our own gateway
+    with direct().open(f"{URL}/metrics", timeout=10) as reply:
         lines = reply.read().decode().splitlines()
     counted = (line for line in lines if line.startswith("raylane_gateway_cold_starts_total{") and MODEL in line)
     return sum(float(line.rsplit(" ", 1)[1]) for line in counted)

@@ -28,6 +28,7 @@ from raylane.benchmarks.pairs import Comparison, Load, Way, compare  # noqa: E40
 from raylane.cluster.allreduce import AllReduceSettings  # noqa: E402
 from raylane.cluster.errors import FailedError  # noqa: E402
 from raylane.cluster.processes import end_processes_with  # noqa: E402
+from raylane.cluster.proxies import direct  # noqa: E402
 from raylane.deployments.builtin import ensure_model  # noqa: E402
 from raylane.deployments.config import ModelConfig  # noqa: E402
 from raylane.deployments.engines.base import Seat  # noqa: E402
@@ -89,7 +90,7 @@ def _until_healthy(url: str, process: subprocess.Popen[bytes], launch: Launch) -
     headers = {"Authorization": f"Bearer {launch.env[KEY_VARIABLE]}"}
     asked = urllib.request.Request(url, headers=headers)  # noqa: S310 - our own engine
     while process.poll() is None and time.monotonic() < deadline_s:
-        with suppress(OSError), urllib.request.urlopen(asked, timeout=5.0) as reply:  # noqa: S310
+        with suppress(OSError), direct().open(asked, timeout=5.0) as reply:
             if reply.status == 200:
                 return
         time.sleep(0.5)

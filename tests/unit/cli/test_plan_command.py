@@ -9,10 +9,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from raylane.cli.app import build_app
 from raylane.cli.demo import SIMULATED, links_line
-from raylane.cli.main import app
-from raylane.cli.plan import misfits
 from raylane.cli.plan_sizes import measured_link
+from raylane.cli.planning import misfits
 from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Gpu, Host, Link, LinkMeasurement, Verdict
@@ -21,6 +21,7 @@ from raylane.deployments.builtin import builtin_config
 from raylane.deployments.config import load_config
 from raylane.deployments.reports import ReplicaReport, ReplicaState, Snapshot
 
+app = build_app(["plan"])
 ROOT = Path(__file__).resolve().parents[3]
 MIXED = ROOT / "deployments" / "configs" / "l40s-x12-mixed.yaml"
 RECORDINGS = ROOT / "tests" / "fixtures" / "topology"

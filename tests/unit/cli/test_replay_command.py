@@ -14,7 +14,7 @@ from raylane.autoscaling.lab.choices import PLANS, check_choice, narrowed, plan_
 from raylane.autoscaling.lab.plan import TRACES_VARIABLE, PolicyChoice, ReplayPlan
 from raylane.autoscaling.lab.replay import replay
 from raylane.autoscaling.rules.registry import RULES, build_rule
-from raylane.cli.main import main
+from raylane.cli import app
 from raylane.cluster.errors import UsageError
 
 LENGTHS = {"input_tokens": {"mean": 100, "p99": 400, "max": 900}, "output_tokens": {"mean": 50, "p99": 150, "max": 400}}
@@ -51,7 +51,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     monkeypatch.setattr(sys, "argv", ["raylane", "replay", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "160")
     with pytest.raises(SystemExit) as ended:
-        main()
+        app.run(app.build_app())
     code = ended.value.code
     return 0 if code is None else int(code)
 

@@ -20,7 +20,7 @@ from raylane.cluster import node
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Host, LinkLevel
 from raylane.cluster.node import NodeState, down, expect_token, head_ip_of, read_state, up, works
-from raylane.cluster.processes import processes_with
+from raylane.cluster.processes import name_of, processes_with
 from raylane.cluster.ray_start import (
     MARK,
     NodeRequest,
@@ -265,7 +265,7 @@ def test_down_leaves_another_ray_of_the_host_alone(folder: Path, ray: FakeRay) -
 def test_a_head_that_lost_a_vital_process_is_started_anew(folder: Path, ray: FakeRay, lost: str) -> None:
     before, _ = up(HEAD, NO_GPUS, folder)
     for pid in alive(before.mark):
-        if node.name_of(pid) == lost:
+        if name_of(pid) == lost:
             os.kill(pid, signal.SIGKILL)
     deadline_s = time.monotonic() + 5.0
     while works(before) and time.monotonic() < deadline_s:
@@ -298,7 +298,7 @@ import subprocess, sys, time
 from pathlib import Path
 from raylane.cluster import node
 from raylane.cluster.hosts import Host
-from raylane.cluster.processes import processes_with
+from raylane.cluster.processes import name_of, processes_with
 from raylane.cluster.ray_start import MARK, NodeRequest
 folder = Path(sys.argv[1])
 def run(command, environment, log):
@@ -362,7 +362,7 @@ def test_a_folder_that_cannot_hold_the_nodes_lock_is_named(tmp_path: Path) -> No
 def test_following_ends_with_an_error_and_nothing_left_when_the_raylet_dies(folder: Path, ray: FakeRay) -> None:
     state, _ = up(HEAD, NO_GPUS, folder)
     for pid in alive(state.mark):
-        if node.name_of(pid) == "raylet":
+        if name_of(pid) == "raylet":
             os.kill(pid, signal.SIGKILL)
     with pytest.raises(FailedError, match="ended by itself"):
         node.follow(state, folder)

@@ -14,7 +14,7 @@ import pytest
 from fake_trtllm import import_path, install
 from typer.testing import CliRunner, Result
 
-from raylane.cli.main import app
+from raylane.cli.app import build_app
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Gpu
 from raylane.cluster.processes import processes_with
@@ -28,6 +28,7 @@ from raylane.deployments.engines.trtllm.failures import explain_failure
 from raylane.deployments.engines.trtllm.layout import read_record
 from raylane.deployments.engines.trtllm.prompts import Prompts, read_prompts
 
+app = build_app(["engine"])
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 SIZES = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32, "max_position_embeddings": 8192}
 L40S = (Gpu("GPU-1", 0, "NVIDIA L40S"), Gpu("GPU-2", 1, "NVIDIA L40S"))
