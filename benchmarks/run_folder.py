@@ -144,30 +144,6 @@ def _no_room(folder: Path, error: OSError) -> str:
     return f"--out {folder}: a run folder cannot be made there: {error.strerror}"
 
 
-def check_writable(folder: Path) -> None:
-    """Raise UsageError when no run folder can be made and filled there. Leaves nothing behind."""
-    made: list[Path] = []
-    try:
-        for each in reversed([folder, *folder.parents]):
-            if not each.exists():
-                each.mkdir()
-                made.append(each)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".raylane-") as trial:
-            trial.write(bytes(_TRIAL_BYTES))
-            trial.flush()
-            os.fsync(trial.fileno())
-    except OSError as error:
-        raise UsageError(_no_room(folder, error)) from error
-    finally:
-        for each in reversed(made):
-            with suppress(OSError):  # not empty: somebody else was quicker
-                each.rmdir()
-
-
-def _no_room(folder: Path, error: OSError) -> str:
-    return f"--out {folder}: a run folder cannot be made there: {error.strerror}"
-
-
 def _new_folder(out_dir: Path, wanted: str) -> tuple[str, Path]:
     """Two runs of one second get different folders."""
     try:
