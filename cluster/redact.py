@@ -1,8 +1,8 @@
 """Secrets taken out of text before it leaves the process: addresses with passwords, keys, tokens. Pure.
 
 What counts as a secret is told by the name beside it (HF_TOKEN, api_key, ?sig=), by its place in an address or a
-header, or by its own shape (hf_..., sk-...). Text that nobody has marked cannot be known; callers that hold a secret hand
-it in.
+header, or by its own shape (hf_..., sk-...). Text that nobody has marked cannot be known; callers that hold a secret
+hand it in.
 """
 
 import re

@@ -14,7 +14,7 @@ from test_driver import CLOSED, folders, plan_for, stream
 from test_run_folder import write_run
 from typer.testing import CliRunner
 
-from raylane.benchmarks import load_run, writing
+from raylane.benchmarks import load_run
 from raylane.benchmarks.driver import run_plan
 from raylane.benchmarks.run_folder import check_writable
 from raylane.benchmarks.writing import replace_text
@@ -111,7 +111,7 @@ def test_what_was_there_stays_when_its_next_version_cannot_be_written(
         self.touch()
         raise OSError(number, os.strerror(number), str(self))
 
-    monkeypatch.setattr(writing.Path, "write_text", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
     with pytest.raises(FailedError, match=rf"^{path}: cannot be written: {os.strerror(number)}$"):
         replace_text(path, "second")
     assert path.read_text() == "first"
