@@ -35,11 +35,11 @@ def latency_figure(run: Run, case: str, column: LatencyColumn) -> Figure:
 def throughput_figure(run: Run, case: str, bin_s: float = 1.0) -> Figure:
     """Output tokens a second over the case, one line a stream; the measured window is shaded."""
     figure, axes = _figure(run, f"Throughput, {case}")
-    tokens = run.tokens[run.tokens["case"] == case]
+    tokens = run.tokens[(run.tokens["case"] == case) & run.tokens["tokens"].notna()]
     for label, frame in _streams(tokens):
         times = frame["t_s"].to_numpy(dtype=float)
         edges = np.arange(tokens["t_s"].min(), tokens["t_s"].max() + 2 * bin_s, bin_s)
-        counts, _ = np.histogram(times, edges, weights=frame["tokens"].fillna(0.0))
+        counts, _ = np.histogram(times, edges, weights=frame["tokens"])
         axes.step(edges[:-1], counts / bin_s, where="post", label=label)
     result = find_case(run, case)
     if result is not None:

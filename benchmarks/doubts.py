@@ -44,13 +44,13 @@ def stream_doubts(stream: StreamResult, records: dict[str, list[RequestRecord]])
     if silent:
         found.append(f"{stream.stream}: {silent} replies without usage; their tokens are not counted")
     if stream.in_one_piece > MAX_ONE_PIECE_SHARE * stream.completed:
-        found.append(f"{_one_piece(stream)}: does a proxy hold them back?")
+        found.append(_one_piece(stream))
     return found
 
 
 def _one_piece(stream: StreamResult) -> str:
-    told = f"{stream.in_one_piece} of {stream.completed} replies came in one piece"
-    return f"{stream.stream}: {told}, so their TPOT is unknown and they miss an SLO"
+    told = f"{stream.in_one_piece} of {stream.completed} replies came in one piece (does a proxy hold them back?)"
+    return f"{stream.stream}: {told}, so their TPOT is unknown and they miss any SLO"
 
 
 def stream_notes(stream: StreamResult) -> list[str]:

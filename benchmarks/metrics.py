@@ -107,8 +107,11 @@ def dispatch_lag_ms(record: RequestRecord) -> float:
 
 
 def gaps_ms(record: RequestRecord) -> list[float]:
-    """Times between one content chunk and the next; none for a reply in one piece."""
-    times = () if in_one_piece(record) else record.content_times_s
+    """Times between one arrival of content and the next; none for a reply in one piece.
+
+    Events that were read at one moment are one arrival: nobody knows what lies between them, and it is not 0.
+    """
+    times = () if in_one_piece(record) else dict.fromkeys(record.content_times_s)
     return [(later - earlier) * 1e3 for earlier, later in pairwise(times)]
 
 

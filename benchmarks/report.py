@@ -132,6 +132,5 @@ def _template(name: str) -> jinja2.Template:
     environment.filters["figure"] = figure
     environment.filters["address"] = redacted_url
     environment.filters["redacted"] = redacted
-    environment.filters["sentence"] = lambda text: text if text.endswith(("?", ".")) else f"{text}."
     environment.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
     return environment.get_template(name)

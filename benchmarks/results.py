@@ -53,7 +53,7 @@ class StreamResult(StrictModel):
     tpot_ms: Summary | None
     """(last content - first content) / (output tokens - 1), one value a request."""
     itl_ms: Summary | None
-    """Gaps between content chunks of all requests together; no intervals, since the gaps of a request are alike."""
+    """Gaps between arrivals of content, all requests together; no intervals, since the gaps of a request are alike."""
     e2e_ms: Summary | None
     """Last content minus send."""
     dispatch_lag_ms: Summary | None

@@ -58,6 +58,14 @@ def test_doubtful_energy_gives_no_joules_per_token(samples: list[GpuSample], rea
     assert reason in energy.reasons[0]
 
 
+def test_energy_of_a_gpu_without_a_power_reading_is_unknown() -> None:
+    silent = [sample(10, None), sample(12, None)]
+    for samples in (silent, [*silent, sample(10, 100, "GPU-b"), sample(12, 100, "GPU-b")]):
+        energy = window_energy(samples, WINDOW, output_tokens=200)
+        assert energy is not None
+        assert (energy.energy_j, energy.mean_power_w, energy.valid) == (None, None, False)
+
+
 def test_no_gpu_no_energy() -> None:
     assert window_energy([], WINDOW, output_tokens=200) is None
 

@@ -67,6 +67,42 @@ def test_absent_figures_are_none() -> None:
 
 
 @pytest.mark.parametrize(
+    ("tokens", "times_s", "expected"),
+    [
+        pytest.param(64, [11.3] * 64, True, id="one write"),
+        pytest.param(64, [11.3] * 40 + [11.3004] * 24, True, id="one write that the network cut"),
+        pytest.param(2, [10.2, 10.2], True, id="two tokens at once"),
+        pytest.param(16, [11.3], True, id="tokens without text"),
+        pytest.param(1, [10.2], False, id="a single token"),
+        pytest.param(None, [10.2, 10.2], False, id="of unknown length"),
+        pytest.param(64, [10.3] * 16 + [10.6] * 16 + [10.9] * 16 + [11.3] * 16, False, id="bursts"),
+        pytest.param(5, [11.3, 11.301, 11.302, 11.303, 11.304], False, id="a slow start, then quick tokens one by one"),
+        pytest.param(64, [10.011] * 40 + [10.012] * 24, False, id="an endpoint as quick as the network"),
+    ],
+)
+def test_replies_in_one_piece(tokens: int | None, times_s: list[float], expected: bool) -> None:
+    record = replace(RECORD, completion_tokens=tokens, content_times_s=tuple(times_s))
+    assert metrics.in_one_piece(record) is expected
+    assert (metrics.tpot_ms(record) is None) is (expected or tokens in (None, 1))
+    assert len(metrics.gaps_ms(record)) == (0 if expected else len(set(times_s)) - 1)
+    assert 0.0 not in metrics.gaps_ms(record)
+
+
+def test_a_few_replies_in_one_piece_are_a_note() -> None:
+    whole = replace(RECORD, content_times_s=(10.11,))
+    few, many = result_of(*[RECORD] * 20, whole), result_of(*[RECORD] * 10, whole)
+    assert (few.valid, len(few.notes)) == (True, 1)
+    assert (many.valid, len(many.notes)) == (False, 0)
+
+
+def test_uncounted_tokens_have_no_rate_and_no_tokens_have_the_rate_0() -> None:
+    uncounted = replace(RECORD, completion_tokens=None)
+    assert result_of(uncounted).output_tokens_per_s is None
+    assert result_of(FAILED).output_tokens_per_s == 0.0
+    assert result_of(RECORD, uncounted).output_tokens_per_s == pytest.approx(0.5)  # and the case is not valid
+
+
+@pytest.mark.parametrize(
     ("record", "slo", "good"),
     [
         pytest.param(RECORD, SLO, True, id="100 ms of 209, 50 ms of 60"),
@@ -79,6 +115,12 @@ def test_absent_figures_are_none() -> None:
             replace(RECORD, completion_tokens=1, content_times_s=(10.11,)), SLO, True, id="one token has no TPOT"
         ),
         pytest.param(replace(RECORD, completion_tokens=None), SLO, False, id="unknown length cannot be shown good"),
+        pytest.param(
+            replace(RECORD, content_times_s=(10.11, 10.11, 10.11)),
+            SLO,
+            False,
+            id="a TPOT that is unknown is no good one",
+        ),
         pytest.param(replace(RECORD, prompt_tokens=None), SLO, True, id="prompt length as asked without usage"),
     ],
 )
