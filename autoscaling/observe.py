@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
-from raylane.autoscaling.observation import ModelSeen, Observation, Phase, ReplicaSeen
+from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.reports import (
     GATEWAY_STALE_S,
@@ -120,14 +120,14 @@ def observe(
 def _model(
     name: str,
     target: int,
-    replicas: tuple[ReplicaSeen, ...],
+    replicas: tuple[ReplicaObservation, ...],
     traffic: ModelTraffic,
     held: int,
     sums: Sums,
     counted: bool,
-) -> ModelSeen:
+) -> ModelObservation:
     ages = [number(traffic.oldest_held_age_s), *map(number, traffic.first_byte_wait_s.values())]
-    return ModelSeen(
+    return ModelObservation(
         name=name,
         target=target,
         replicas=replicas,
@@ -159,23 +159,23 @@ def _ended(traffic: ModelTraffic) -> tuple[int, ...]:
     return traffic.completed, traffic.cancelled, traffic.failed
 
 
-def _held(traffic: ModelTraffic, replicas: Iterable[ReplicaSeen], woken: bool) -> int:
+def _held(traffic: ModelTraffic, replicas: Iterable[ReplicaObservation], woken: bool) -> int:
     ready = any(replica.phase is Phase.READY for replica in replicas)
     return max(int(number(traffic.held) or 0), 1 if woken and not ready else 0)
 
 
 def replicas_seen(
     model: str, target: int, reports: Iterable[ReplicaReport], snapshot: Snapshot
-) -> tuple[ReplicaSeen, ...]:
+) -> tuple[ReplicaObservation, ...]:
     """The replicas that report, and as STARTING those that Serve was asked for and that do not report yet."""
     seen = [_replica(report, _fresh(report, snapshot)) for report in reports]
     coming = target - sum(replica.phase is not Phase.DRAINING for replica in seen)
-    return (*seen, *(ReplicaSeen(f"{model}-asked-{index}", Phase.STARTING) for index in range(coming)))
+    return (*seen, *(ReplicaObservation(f"{model}-asked-{index}", Phase.STARTING) for index in range(coming)))
 
 
-def _replica(report: ReplicaReport, fresh: bool) -> ReplicaSeen:
+def _replica(report: ReplicaReport, fresh: bool) -> ReplicaObservation:
     phase = _phase(report)
-    where = ReplicaSeen(report.replica_id, phase, gpus=report.gpu_uuids, host=report.node_ip)
+    where = ReplicaObservation(report.replica_id, phase, gpus=report.gpu_uuids, host=report.node_ip)
     if not fresh:
         return where
     waiting, running = number(report.load.waiting), number(report.load.running)

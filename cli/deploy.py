@@ -46,10 +46,12 @@ def deploy(
     json_output: AsJson = False,
 ) -> None:
     """Put models on the running cluster; an edit restarts only the models whose own block changed."""
+    from raylane.autoscaling.live.specs import check_policy, check_scaling
+
     config = load_config(config_file)
+    check_policy(config, str(config_file))
     with connected(address) as api:
-        from raylane.autoscaling.ray_scaler import follow, read_fleet
-        from raylane.autoscaling.specs import check_scaling
+        from raylane.autoscaling.live.ray_scaler import follow, read_fleet
         from raylane.deployments.rollout import deploy as put
 
         card = read_fleet().card
@@ -98,7 +100,7 @@ def delete(
 ) -> None:
     """Take models off the cluster; running streams finish first. Other applications stay."""
     with connected(address) as api:
-        from raylane.autoscaling.ray_scaler import follow
+        from raylane.autoscaling.live.ray_scaler import follow
         from raylane.deployments.deployed import recall
         from raylane.deployments.rollout import delete as take_off
 
@@ -109,4 +111,8 @@ def delete(
 
 def schema() -> None:
     """Print the JSON schema of deployment configs, for editors."""
-    typer.echo(json.dumps(json_schema(), indent=2))
+    from raylane.autoscaling.rules.registry import deployable_policies
+
+    found = json_schema()
+    found["$defs"]["ScalingConfig"]["properties"]["policy"]["enum"] = list(deployable_policies())
+    typer.echo(json.dumps(found, indent=2))

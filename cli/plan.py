@@ -66,7 +66,11 @@ def plan(
             raise UsageError(f"--gpu {gpu} goes with --suggest; a config is planned on the GPUs of its hosts")
         if max_model_len is not None:
             raise UsageError(f"--max-model-len {max_model_len} goes with --suggest; a config names its own")
-        print_plan(config_file, load_config(config_file), hosts_of(from_files), json_output)
+        from raylane.autoscaling.live.specs import check_policy
+
+        config = load_config(config_file)
+        check_policy(config, str(config_file))
+        print_plan(config_file, config, hosts_of(from_files), json_output)
 
 
 def hosts_of(from_files: Sequence[Path] | None) -> list[Host]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from raylane.autoscaling.policy import ModelSpec
+from raylane.autoscaling.spec import ModelSpec
 from raylane.cluster.choose import Choice, choose
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host

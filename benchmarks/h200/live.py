@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from raylane.autoscaling.ray_scaler import LOG_NAME, follow, read_fleet, scaler_status
-from raylane.autoscaling.specs import model_specs
+from raylane.autoscaling.live.ray_scaler import LOG_NAME, follow, read_fleet, scaler_status
+from raylane.autoscaling.live.specs import model_specs
 from raylane.benchmarks.h200 import configs
 from raylane.benchmarks.h200.course import Course
 from raylane.benchmarks.h200.gpu_use import checked

@@ -1,6 +1,5 @@
 """One look after another at a cluster whose replicas follow: what engines and gateways leave out moves no counts."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_values import config, report, snapshot
 
-from raylane.autoscaling.decider import Decided, Decider, Fleet, Look
+from raylane.autoscaling.live.decider import ClusterReading, Decided, Decider, FleetGpus
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.engines.base import EngineLoad
 from raylane.deployments.reports import ModelTraffic, Snapshot
@@ -37,7 +36,7 @@ class Course:
         for n in range(int(seconds / TICK_S)):
             at_s = n * TICK_S
             decided = decider.decide(
-                self.config, Look(at_s, self._snapshot(at_s), {"m": self.target}, Fleet(12, "L40S"))
+                self.config, ClusterReading(at_s, self._snapshot(at_s), {"m": self.target}, FleetGpus(12, "L40S"))
             )
             self.target = decided.targets["m"].replicas
             self.targets.append(self.target)
@@ -57,9 +56,9 @@ class Course:
 
 
 def need(decided: Decided) -> float:
-    found = re.search(r"need ([\d.]+)", decided.targets["m"].detail)
+    found = decided.targets["m"].need
     assert found is not None
-    return float(found[1])
+    return found
 
 
 def one_gateway(
@@ -161,7 +160,9 @@ def test_while_it_warms_up_too_it_never_asks_for_more_gpus_than_there_are(
             traffic[name] = ModelTraffic(came[name], held=int(load["held"]), first_byte_wait_s=waits)
             engine = EngineLoad(int(load["waiting"]), 50, 0.5, came[name] * PROMPT, came[name] * OUTPUT)
             reports += [report(f"{name}{k}", name, load=engine) for k in range(targets[name])]
-        look = Look(n * TICK_S, snapshot(*reports, gateways={"gw": traffic}), targets, Fleet(gpus, "L40S"))
+        look = ClusterReading(
+            n * TICK_S, snapshot(*reports, gateways={"gw": traffic}), targets, FleetGpus(gpus, "L40S")
+        )
         decided = {name: target.replicas for name, target in decider.decide(deployed, look).targets.items()}
         assert sum(decided.values()) <= max(gpus, sum(targets.values()))
         targets = decided

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raylane.autoscaling.idle import IdleHost, IdleReplica
-from raylane.autoscaling.scaler_status import Change, ModelStatus, ScalerStatus
+from raylane.autoscaling.live.idle import IdleHost, Idleness, IdleReplica
+from raylane.autoscaling.live.status import ReplicaChange, ModelStatus, ScalerStatus
 from raylane.cli.scaling import show
 
-CHANGE = Change("2026-01-01T00:00:00.000+00:00", "m", 1, 2, "requests wait too long", "need 1.4", True)
+CHANGE = ReplicaChange("2026-01-01T00:00:00.000+00:00", "m", 1, 2, "requests wait too long", "need 1.4", True)
 STATUS = ScalerStatus(
     policy="slo",
     mode="act",
@@ -43,13 +43,13 @@ def shown(status: ScalerStatus) -> str:
             id="what a shadow would have saved",
         ),
         pytest.param(
-            replace(STATUS, idle=(IdleReplica("r1", "m", "h", ("g",), 25.0, 50.0, "under 10% for 25.0 h, $50.00"),)),
-            "idle: m r1: under 10% for 25.0 h, $50.00",
+            replace(STATUS, idle=(IdleReplica("r1", "m", "h", ("g",), 25.0, 50.0, Idleness.UNUSED),)),
+            "idle: m r1: GPU utilisation under 10% for 25.0 h on 1 GPUs of h, $50.00",
             id="idle replicas with their cost",
         ),
         pytest.param(
-            replace(STATUS, idle_hosts=(IdleHost("10.0.0.9", 4, 25.0, None, "no replica on any of 4 GPUs"),)),
-            "idle: host 10.0.0.9: no replica on any of 4 GPUs",
+            replace(STATUS, idle_hosts=(IdleHost("10.0.0.9", 4, 25.0, None),)),
+            "idle: host 10.0.0.9: no replica on any of 4 GPUs for 25.0 h",
             id="idle hosts",
         ),
     ],
