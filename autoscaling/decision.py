@@ -58,7 +58,7 @@ class Target(NamedTuple):
         return f"wants {self.proposed}; {self.detail}" if self.detail else f"wants {self.proposed}"
 
 
-class Move(NamedTuple):
+class ReplicaMove(NamedTuple):
     """A replica that is to drain and restart its engine on other GPUs of its host, so that a whole domain gets free."""
 
     replica_id: str
@@ -70,4 +70,4 @@ class Decision(NamedTuple):
     """One answer for all models, by name. A model that is not named stays as it is."""
 
     targets: dict[str, Target]
-    moves: tuple[Move, ...] = ()
+    moves: tuple[ReplicaMove, ...] = ()

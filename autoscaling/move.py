@@ -8,7 +8,7 @@ the pair yet; else the pair starts where it can.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from raylane.autoscaling.decision import Decision, Move, Reason, Target
+from raylane.autoscaling.decision import Decision, Reason, ReplicaMove, Target
 from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
 from raylane.autoscaling.propose import Specs
 from raylane.cluster.choose import Choice, choose
@@ -39,7 +39,7 @@ def make_room(targets: Targets, specs: Specs, seen: Observation, hosts: Sequence
 
 def _move(
     targets: Targets, seen: Observation, hosts: Sequence[Host], held: Mapping[str, ReplicaObservation], gpus: int
-) -> Move | None:
+) -> ReplicaMove | None:
     spared = {
         replica.replica_id
         for model in seen.models
@@ -53,7 +53,7 @@ def _move(
         here = {frozenset(replica.gpus): replica.replica_id for uuid, replica in held.items() if uuid in known}
         found = free_a_domain(host, here, gpus)
         if found is not None and found.moves == 1 and found.replica in spared:
-            return Move(found.replica, (found.to_gpu,), found.reason)
+            return ReplicaMove(found.replica, (found.to_gpu,), found.reason)
     return None
 
 

@@ -8,8 +8,8 @@ import random
 from collections import deque
 from heapq import heappop, heappush
 
-from raylane.autoscaling.decision import Decision, Move
-from raylane.autoscaling.lab.fleet import Fleet, Place
+from raylane.autoscaling.decision import Decision, ReplicaMove
+from raylane.autoscaling.lab.fleet import GpuPlace, LabFleet
 from raylane.autoscaling.lab.setup import LabModel, Setup
 from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
 from raylane.autoscaling.pipeline import Policy
@@ -27,12 +27,12 @@ class LabReplica:
         self.replica_id = replica_id
         self.phase = Phase.STARTING
         self.requested_s = requested_s
-        self.place: Place | None = None
+        self.place: GpuPlace | None = None
         self.placed_s = 0.0
         self.ready_s = 0.0
         self.engine: Replica | None = None
         self.busy_s = 0.0  # engine's busy total at the last look
-        self.move: Move | None = None
+        self.move: ReplicaMove | None = None
 
 
 class ModelState:
@@ -71,7 +71,7 @@ class World:
     def __init__(self, setup: Setup, policy: Policy, seed: int) -> None:
         self.setup = setup
         self.policy = policy
-        self.fleet = Fleet(setup.hosts)
+        self.fleet = LabFleet(setup.hosts)
         self.models = [ModelState(model, setup) for model in setup.models]
         self._by_name = {model.name: model for model in self.models}
         self._rng = random.Random(seed)  # noqa: S311 - a simulation
@@ -308,7 +308,7 @@ class World:
         for replica in moving[: max(0, count - len(alive))]:
             replica.move = None  # what drains for a move goes for good
 
-    def _start_move(self, move: Move) -> None:
+    def _start_move(self, move: ReplicaMove) -> None:
         for model in self.models:
             for replica in model.ready:
                 if replica.replica_id == move.replica_id and len(model.ready) > 1:

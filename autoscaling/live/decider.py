@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from raylane.autoscaling.constrain import WatchedFor, constrain, unchanged
-from raylane.autoscaling.decision import Decision, Move, Target
+from raylane.autoscaling.decision import Decision, ReplicaMove, Target
 from raylane.autoscaling.live.pools import pools
 from raylane.autoscaling.live.specs import chosen_policy, model_specs, with_cold_starts
 from raylane.autoscaling.observation import Observation
@@ -58,7 +58,7 @@ class Decided(NamedTuple):
     seen: Observation
     specs: Mapping[str, ModelSpec]
     targets: Mapping[str, Target]
-    moves: tuple[Move, ...] = ()
+    moves: tuple[ReplicaMove, ...] = ()
 
 
 class Decider:
@@ -120,7 +120,7 @@ class Decider:
         if rule != self._rule:  # another rule cannot read what this one remembers
             self._rule, self._memory = rule, {}
         targets: dict[str, Target] = {}
-        moves: tuple[Move, ...] = ()
+        moves: tuple[ReplicaMove, ...] = ()
         memory: dict[str, Any] = {}
         for part in parts:
             try:

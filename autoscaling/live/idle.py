@@ -16,7 +16,7 @@ FORGET_AFTER_S = 600.0  # a replica that reports no more; longer than a director
 
 
 @dataclass(frozen=True)
-class Watch:
+class GpuWatch:
     """One replica that holds GPUs."""
 
     model: str
@@ -98,11 +98,11 @@ class IdleHost:
         return {**asdict(self), "problem": self.problem}
 
 
-Watches = Mapping[str, Watch]
+Watches = Mapping[str, GpuWatch]
 EmptyHosts = Mapping[str, EmptyHost]
 
 
-def watch(watches: Watches, snapshot: Snapshot, now_s: float) -> dict[str, Watch]:
+def watch(watches: Watches, snapshot: Snapshot, now_s: float) -> dict[str, GpuWatch]:
     """The watches after one more look."""
     here = {report.replica_id for report in snapshot.replicas}
     after = {
@@ -116,7 +116,7 @@ def watch(watches: Watches, snapshot: Snapshot, now_s: float) -> dict[str, Watch
             continue
         known = after.get(report.replica_id)
         if known is None or known.gpus != report.gpu_uuids:
-            known = Watch(report.model, report.node_ip, report.gpu_uuids, now_s, now_s)
+            known = GpuWatch(report.model, report.node_ip, report.gpu_uuids, now_s, now_s)
         used = gpu_utilization(report)
         known = replace(known, seen_s=now_s)
         if used is not None:
@@ -142,7 +142,7 @@ def idle_replicas(
     return tuple(found)
 
 
-def _named(replica: str, one: Watch, for_s: float, usd_per_gpu_hour: float | None, reason: Idleness) -> IdleReplica:
+def _named(replica: str, one: GpuWatch, for_s: float, usd_per_gpu_hour: float | None, reason: Idleness) -> IdleReplica:
     usd = _cost_usd(for_s, len(one.gpus), usd_per_gpu_hour)
     return IdleReplica(replica, one.model, one.host, one.gpus, for_s / 3600, usd, reason)
 
@@ -185,8 +185,8 @@ def watches_to_json(watches: Watches) -> dict[str, Any]:
     return {replica: asdict(one) for replica, one in watches.items()}
 
 
-def watches_from_json(data: Mapping[str, Any]) -> dict[str, Watch]:
-    return {replica: Watch(**{**one, "gpus": tuple(one["gpus"])}) for replica, one in data.items()}
+def watches_from_json(data: Mapping[str, Any]) -> dict[str, GpuWatch]:
+    return {replica: GpuWatch(**{**one, "gpus": tuple(one["gpus"])}) for replica, one in data.items()}
 
 
 def empty_to_json(empty: EmptyHosts) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ray.exceptions import GetTimeoutError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.util.metrics import Counter, Gauge
 
-from raylane.autoscaling.decision import Move
+from raylane.autoscaling.decision import ReplicaMove
 from raylane.autoscaling.live.decider import FleetGpus
 from raylane.autoscaling.live.scaler import Scaler
 from raylane.autoscaling.live.status import ReplicaChange, ScalerStatus
@@ -79,7 +79,7 @@ class RayCluster:
     async def scale(self, model: str, replicas: int) -> None:
         await asyncio.to_thread(lambda: serve_api().scale(model, replicas))
 
-    async def move(self, move: Move) -> None:
+    async def move(self, move: ReplicaMove) -> None:
         await directory_actor().order_move.remote(move.replica_id, move.to_gpus)
 
     async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]:

@@ -13,14 +13,14 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from raylane.autoscaling.decision import Move
+from raylane.autoscaling.decision import ReplicaMove
 from raylane.autoscaling.live.decider import ClusterReading, Decided, Decider, FleetGpus
 from raylane.autoscaling.live.idle import (
     EmptyHost,
+    GpuWatch,
     IdleHost,
     Idleness,
     IdleReplica,
-    Watch,
     Who,
     empty_from_json,
     empty_to_json,
@@ -58,7 +58,7 @@ class ScalableCluster(Protocol):
     async def fleet(self) -> FleetGpus: ...
     async def hosts(self) -> tuple[Host, ...]: ...
     async def scale(self, model: str, replicas: int) -> None: ...
-    async def move(self, move: Move) -> None: ...
+    async def move(self, move: ReplicaMove) -> None: ...
     async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]: ...
     async def keep(self, text: str) -> None: ...
     async def kept(self) -> str | None:
@@ -87,7 +87,7 @@ class Scaler:
         self._unsettled_until_s = float("-inf")
         self._said: dict[str, tuple[int, int, bool]] = {}
         self._named: set[tuple[Who, Idleness]] = set()
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, GpuWatch] = {}
         self._empty: dict[str, EmptyHost] = {}
         self._ledger: Ledger | None = None
         self._ledger_s: float | None = None

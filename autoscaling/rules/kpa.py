@@ -45,7 +45,7 @@ class Kpa:
     stable_s: NonNegativeFloat = 180.0
     panic_s: NonNegativeFloat = 60.0
     panic_threshold: PositiveFloat = 2.0
-    """Wished over ready replicas from which it panics."""
+    """Wanted over ready replicas from which it panics."""
     max_up_rate: Annotated[float, Field(ge=1)] = 2.0
     max_down_rate: Annotated[float, Field(ge=1)] = 2.0
     scale_down_delay_s: NonNegativeFloat = 0.0

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from live_values import config, snapshot
 
-from raylane.autoscaling.decision import Move
+from raylane.autoscaling.decision import ReplicaMove
 from raylane.autoscaling.live.decider import FleetGpus
 from raylane.autoscaling.live.scaler import Scaler
 from raylane.autoscaling.live.status import ScalerStatus
@@ -32,7 +32,7 @@ class FakeCluster:
         self.gpus_of: dict[str, int] = {}
         self.asked: list[tuple[str, int]] = []
         self.machines: tuple[Host, ...] = ()
-        self.moved: list[Move] = []
+        self.moved: list[ReplicaMove] = []
         self.refuses = False
         self.text: str | None = None
         self.clock_s = 1000.0
@@ -62,7 +62,7 @@ class FakeCluster:
         self.asked.append((model, replicas))
         good(self.counts)[model] = replicas
 
-    async def move(self, move: Move) -> None:
+    async def move(self, move: ReplicaMove) -> None:
         self.moved.append(move)
 
     async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]:

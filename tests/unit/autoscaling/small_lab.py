@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from raylane.autoscaling.constrain import WatchedFor
-from raylane.autoscaling.decision import Decision, Move, Reason, Target
+from raylane.autoscaling.decision import Decision, Reason, ReplicaMove, Target
 from raylane.autoscaling.lab.setup import ColdStart, LabModel, Setup
 from raylane.autoscaling.lab.world import ModelState, World
 from raylane.autoscaling.observation import Observation, Phase
@@ -74,7 +74,7 @@ class Script:
     """What is decided at which time, and what was seen then."""
 
     targets: Callable[[str, float], int]
-    moves: list[tuple[float, Callable[[Observation], Move]]] = field(default_factory=list)
+    moves: list[tuple[float, Callable[[Observation], ReplicaMove]]] = field(default_factory=list)
     seen: list[Observation] = field(default_factory=list)
 
     def decide(self, seen: Observation) -> Decision:
@@ -106,7 +106,7 @@ def steps(*changes: tuple[float, int]) -> Callable[[str, float], int]:
     return lambda name, at_s: [count for from_s, count in changes if from_s <= at_s][-1]
 
 
-class Watched(World):
+class WatchedWorld(World):
     """Counts held GPUs and the requests of replicas by itself."""
 
     def __init__(self, made: Setup, policy: Policy, seed: int = 1) -> None:
@@ -135,8 +135,8 @@ class Watched(World):
         return sum(held * max(0.0, min(end_s, self.end_s) - at_s) for (at_s, held), end_s in pairs) / 3600
 
 
-def watched(made: Setup, script: Script, every_s: float = 5.0, seed: int = 1) -> Watched:
+def watched(made: Setup, script: Script, every_s: float = 5.0, seed: int = 1) -> WatchedWorld:
     """A finished replay."""
-    world = Watched(made, scripted(made, script, every_s), seed)
+    world = WatchedWorld(made, scripted(made, script, every_s), seed)
     world.run()
     return world

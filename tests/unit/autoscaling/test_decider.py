@@ -19,7 +19,7 @@ PROMPT, OUTPUT = 500.0, 200.0
 
 
 @dataclass
-class Course:
+class LoadedModel:
     """A model under a constant load, decided about every 5 s; its replicas start at once."""
 
     load: Callable[[float], EngineLoad]
@@ -86,25 +86,25 @@ def tells(replicas: int, until_s: float = float("inf")) -> Callable[[float], Eng
 
 
 def test_engines_that_tell_no_tokens_keep_their_replicas_under_load() -> None:
-    busy = Course(lambda _: EngineLoad(0, 30, 0.3), one_gateway(), target=4)
+    busy = LoadedModel(lambda _: EngineLoad(0, 30, 0.3), one_gateway(), target=4)
     assert set(busy.run(1800.0)) == {4}
 
 
 def test_engines_that_tell_no_tokens_grow_by_what_they_hold_and_shrink_when_they_hold_nothing() -> None:
-    full = Course(lambda at_s: EngineLoad(40, 120, 0.3), one_gateway(), target=2)
+    full = LoadedModel(lambda at_s: EngineLoad(40, 120, 0.3), one_gateway(), target=2)
     assert full.run(120.0)[-1] > 2
-    quiet = Course(lambda at_s: EngineLoad(0, 0, 0.0), lambda _: ({"gw": {}}, {"gw": 0.2}), target=4)
+    quiet = LoadedModel(lambda at_s: EngineLoad(0, 0, 0.0), lambda _: ({"gw": {}}, {"gw": 0.2}), target=4)
     assert quiet.run(1800.0)[-1] == 1
 
 
 def test_token_counters_that_vanish_take_no_replica_away() -> None:
-    assert set(Course(tells(3, until_s=900.0), one_gateway(), target=3).run(3600.0)) == {3}
+    assert set(LoadedModel(tells(3, until_s=900.0), one_gateway(), target=3).run(3600.0)) == {3}
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_requests_whose_clients_leave_are_not_counted_twice(share: float) -> None:
     """They cost the tokens of the others here, so they change nothing."""
-    none, some = (Course(tells(3), one_gateway(cancelled), target=3) for cancelled in (0.0, share))
+    none, some = (LoadedModel(tells(3), one_gateway(cancelled), target=3) for cancelled in (0.0, share))
     none.run(600.0)
     some.run(600.0)
     assert some.need == pytest.approx(none.need, rel=0.02)
@@ -121,7 +121,7 @@ def test_a_gateway_of_two_that_is_late_is_no_jump_of_the_load(silent_s: float) -
             traffic[name] = {"m": ModelTraffic(received=half, completed=half)}
         return traffic, {"a": 0.2, "b": at_s - 600.0 + 0.2 if silent else 0.2}
 
-    assert set(Course(tells(3), gateways, target=3).run(900.0)) == {3}
+    assert set(LoadedModel(tells(3), gateways, target=3).run(900.0)) == {3}
 
 
 loads = st.fixed_dictionaries(

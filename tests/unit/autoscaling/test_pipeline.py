@@ -142,7 +142,7 @@ def test_live_and_lab_decide_alike_on_the_same_observations(
             assert Decision(dict(decided.targets), decided.moves) == replayed
 
 
-def test_the_loads_of_that_test_make_models_compete_and_move() -> None:
+def test_the_loads_of_that_test_make_models_compete() -> None:
     """Else it would say little."""
     live = LiveCluster(config({"policy": "slo", "warm_up_s": 0}, **MODELS), {"one": 4, "two": 2})
     decided = [live.tick(n * TICK_S, {"one": BUSY, "two": BUSY}) for n in range(6)]
@@ -151,10 +151,32 @@ def test_the_loads_of_that_test_make_models_compete_and_move() -> None:
     assert decided[-1].targets["one"].replicas + 2 * decided[-1].targets["two"].replicas == 12
 
 
+@pytest.mark.parametrize("moves", [True, False])
+def test_live_and_lab_order_the_same_move(moves: bool) -> None:
+    """Two singles stand on halves of two domains, four pairs on the others, and the load needs a fifth pair."""
+    deployed = config({"policy": "slo", "warm_up_s": 0, "moves": moves}, **MODELS)
+    live = LiveCluster(deployed, {"one": 2, "two": 4})
+    setup = lab_for(deployed)
+    lab = FedWorld(setup, make_policy(setup, "slo", {}, "slo", moves=moves), seed=1)
+    busy = {**BUSY, "waits_s": 0.0, "waiting": 0}
+    ordered = []
+    for n in range(4):
+        live.targets = {"one": 2, "two": 4}
+        decided = live.tick(n * TICK_S, {"one": {**busy, "rps": 8.0, "running": 2}, "two": busy})
+        replayed = lab.decide(decided.seen)
+        if n:
+            assert Decision(dict(decided.targets), decided.moves) == replayed
+        ordered += [move.replica_id[:-1] for move in decided.moves]
+    assert set(ordered) == ({"one"} if moves else set())
+
+
 @pytest.mark.parametrize("sharing", ["by-loss", "in-turn"])
 def test_a_config_and_a_plan_may_say_how_models_share(sharing: str) -> None:
     """The first model grows first, or the one of higher priority does, whatever the rule."""
-    blocks = {"one": {"replicas": {"min": 0, "max": 12}}, "two": {"replicas": {"min": 0, "max": 12}, "priority": 9}}
+    blocks: dict[str, dict[str, Any]] = {
+        "one": {"replicas": {"min": 0, "max": 12}},
+        "two": {"replicas": {"min": 0, "max": 12}, "priority": 9},
+    }
     deployed = config({"policy": "fixed", "sharing": sharing, "knobs": {"replicas": 9}}, **blocks)
     assert deployed.scaling is not None
     specs = model_specs(config({"policy": "slo"}, **blocks), "L40S", "test")

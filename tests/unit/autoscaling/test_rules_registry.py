@@ -12,7 +12,8 @@ from seen_models import model, spec
 from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
 from raylane.autoscaling.pipeline import Policy
 from raylane.autoscaling.propose import Proposer
-from raylane.autoscaling.rules.registry import RULES, RuleEntry, build_rule
+from raylane.autoscaling.rules.entry import RuleEntry
+from raylane.autoscaling.rules.registry import RULES, build_rule
 from raylane.autoscaling.share import by_loss
 from raylane.cluster.errors import UsageError
 

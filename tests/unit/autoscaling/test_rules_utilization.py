@@ -52,7 +52,7 @@ def test_cooldown(rule: Utilization, gpu: float, after_s: int, expected: int) ->
         assert proposals[-1].replicas == expected
 
 
-def test_a_wish_that_was_not_granted_does_not_cool() -> None:
+def test_a_proposal_that_was_not_granted_does_not_cool() -> None:
     proposals = answers(Utilization(), spec(), [(0.0, used(2, 0.9)), (5.0, used(2, 0.9))])
     assert [proposal.replicas for proposal in proposals] == [3, 3]
 

@@ -139,7 +139,7 @@ def crowded(draw: st.DrawFn) -> tuple[list[Case], int]:
 
 @given(crowded())
 @settings(max_examples=120)
-def test_never_more_gpus_than_there_are_nor_more_than_wished(given: tuple[list[Case], int]) -> None:
+def test_never_more_gpus_than_there_are_nor_more_than_proposed(given: tuple[list[Case], int]) -> None:
     cases, gpus = given
     shares = share(*cases, gpus=gpus)
     assert sum(shares[of.name][0] * of.gpus for of, _, _ in cases) <= gpus
@@ -212,5 +212,5 @@ def _observation(seen: ModelObservation) -> Observation:
     return fleet(seen)
 
 
-def test_a_model_without_a_wish_is_left_out() -> None:
+def test_a_model_without_a_proposal_is_left_out() -> None:
     assert list(by_loss({"a": want(2)}, {"a": A}, _observation(model(3, name="other")))) == ["a"]

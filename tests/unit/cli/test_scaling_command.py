@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from raylane.autoscaling.live.idle import IdleHost, Idleness, IdleReplica
-from raylane.autoscaling.live.status import ReplicaChange, ModelStatus, ScalerStatus
+from raylane.autoscaling.live.status import ModelStatus, ReplicaChange, ScalerStatus
 from raylane.cli.scaling import show
 
 CHANGE = ReplicaChange("2026-01-01T00:00:00.000+00:00", "m", 1, 2, "requests wait too long", "need 1.4", True)
