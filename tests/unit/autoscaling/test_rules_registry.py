@@ -1,6 +1,8 @@
 """Every rule by name, and what holds for all of them whatever they see."""
 
+import re
 from dataclasses import fields
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,7 +15,7 @@ from raylane.autoscaling.observation import ModelObservation, Observation, Phase
 from raylane.autoscaling.pipeline import Policy
 from raylane.autoscaling.propose import Proposer
 from raylane.autoscaling.rules.entry import RuleEntry
-from raylane.autoscaling.rules.registry import RULES, build_rule
+from raylane.autoscaling.rules.registry import RULES, build_rule, deployable_policies
 from raylane.autoscaling.share import by_loss
 from raylane.cluster.errors import UsageError
 
@@ -181,3 +183,9 @@ def test_nothing_known_changes_nothing(name: str) -> None:
 def test_what_an_entry_says_is_one_line() -> None:
     entries: list[RuleEntry] = list(RULES.values())
     assert all(0 < len(entry.description) < 110 and "\n" not in entry.description for entry in entries)
+
+
+def test_the_docs_list_the_policies_of_a_config() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "autoscaling.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| `policy` |"))
+    assert sorted(re.findall(r"`([\w-]+)`", row.split("|")[3])) == sorted(deployable_policies())
