@@ -1,1 +1,1 @@
-"""How many replicas: signals to a decision to Ray, and the replay lab."""
+"""How many replicas: observe -> propose -> share -> constrain -> move, the same live and in the replay lab."""

@@ -17,7 +17,7 @@ class Phase(StrEnum):
     DRAINING = "draining"  # finishes its streams; holds its GPUs, carries no new load
 
 
-class ReplicaSeen(NamedTuple):
+class ReplicaObservation(NamedTuple):
     """One replica."""
 
     replica_id: str
@@ -35,13 +35,13 @@ class ReplicaSeen(NamedTuple):
     """Requests waiting and no progress: more replicas would not help it."""
 
 
-class ModelSeen(NamedTuple):
+class ModelObservation(NamedTuple):
     """One model: its replicas and its traffic."""
 
     name: str
     target: int
     """Replicas asked of Ray at present."""
-    replicas: tuple[ReplicaSeen, ...] = ()
+    replicas: tuple[ReplicaObservation, ...] = ()
     arrivals_total: float | None = None
     """Requests that came for it, whatever became of them."""
     finished_total: float | None = None
@@ -60,7 +60,7 @@ class ModelSeen(NamedTuple):
         return sum(1 for replica in self.replicas if replica.phase is phase)
 
     @property
-    def ready(self) -> tuple[ReplicaSeen, ...]:
+    def ready(self) -> tuple[ReplicaObservation, ...]:
         return tuple(replica for replica in self.replicas if replica.phase is Phase.READY)
 
 
@@ -69,12 +69,12 @@ class Observation(NamedTuple):
 
     at_s: float
     """On any clock that only moves forward."""
-    models: tuple[ModelSeen, ...]
+    models: tuple[ModelObservation, ...]
     gpus: int
     """GPUs of the fleet that may be used, free or not."""
 
 
-def clean(seen: ModelSeen) -> ModelSeen:
+def clean(seen: ModelObservation) -> ModelObservation:
     """The same with None for every reading that cannot be: not a number, infinite, or negative."""
     changes: dict[str, Any] = {name: None for name in _TOTALS if not _possible(getattr(seen, name))}
     if not _possible(seen.held):
@@ -100,7 +100,7 @@ def _possible(value: float | None) -> bool:
     return value is None or 0 <= value < inf
 
 
-def _plausible(seen: ReplicaSeen) -> bool:
+def _plausible(seen: ReplicaObservation) -> bool:
     return (
         _possible(seen.waiting)
         and _possible(seen.running)
@@ -109,6 +109,6 @@ def _plausible(seen: ReplicaSeen) -> bool:
     )
 
 
-def _clean_replica(seen: ReplicaSeen) -> ReplicaSeen:
+def _clean_replica(seen: ReplicaObservation) -> ReplicaObservation:
     changes: dict[str, Any] = {name: None for name in _READINGS if not _possible(getattr(seen, name))}
     return seen._replace(**changes)

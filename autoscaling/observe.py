@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
-from raylane.autoscaling.observation import ModelSeen, Observation, Phase, ReplicaSeen
+from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.reports import (
     GATEWAY_STALE_S,
@@ -40,7 +40,7 @@ class Sums(NamedTuple):
     """None, as the tokens are, until an engine has told."""
 
 
-class Counters(NamedTuple):
+class EngineCounters(NamedTuple):
     """One replica's counters when it was last heard of."""
 
     prompt: float | None
@@ -48,7 +48,7 @@ class Counters(NamedTuple):
     missed: float | None = None
 
 
-NOTHING = Counters(None, None)
+NOTHING = EngineCounters(None, None)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Totals:
 
     sums: Mapping[str, Sums] = field(default_factory=dict)
     gateways: Mapping[str, dict[str, ModelTraffic]] = field(default_factory=dict)
-    replicas: Mapping[str, Counters] = field(default_factory=dict)
+    replicas: Mapping[str, EngineCounters] = field(default_factory=dict)
 
     def after(self, snapshot: Snapshot) -> "Totals":
         """With what has been counted since."""
@@ -120,14 +120,14 @@ def observe(
 def _model(
     name: str,
     target: int,
-    replicas: tuple[ReplicaSeen, ...],
+    replicas: tuple[ReplicaObservation, ...],
     traffic: ModelTraffic,
     held: int,
     sums: Sums,
     counted: bool,
-) -> ModelSeen:
+) -> ModelObservation:
     ages = [number(traffic.oldest_held_age_s), *map(number, traffic.first_byte_wait_s.values())]
-    return ModelSeen(
+    return ModelObservation(
         name=name,
         target=target,
         replicas=replicas,
@@ -159,23 +159,23 @@ def _ended(traffic: ModelTraffic) -> tuple[int, ...]:
     return traffic.completed, traffic.cancelled, traffic.failed
 
 
-def _held(traffic: ModelTraffic, replicas: Iterable[ReplicaSeen], woken: bool) -> int:
+def _held(traffic: ModelTraffic, replicas: Iterable[ReplicaObservation], woken: bool) -> int:
     ready = any(replica.phase is Phase.READY for replica in replicas)
     return max(int(number(traffic.held) or 0), 1 if woken and not ready else 0)
 
 
 def replicas_seen(
     model: str, target: int, reports: Iterable[ReplicaReport], snapshot: Snapshot
-) -> tuple[ReplicaSeen, ...]:
+) -> tuple[ReplicaObservation, ...]:
     """The replicas that report, and as STARTING those that Serve was asked for and that do not report yet."""
     seen = [_replica(report, _fresh(report, snapshot)) for report in reports]
     coming = target - sum(replica.phase is not Phase.DRAINING for replica in seen)
-    return (*seen, *(ReplicaSeen(f"{model}-asked-{index}", Phase.STARTING) for index in range(coming)))
+    return (*seen, *(ReplicaObservation(f"{model}-pending-{index}", Phase.STARTING) for index in range(coming)))
 
 
-def _replica(report: ReplicaReport, fresh: bool) -> ReplicaSeen:
+def _replica(report: ReplicaReport, fresh: bool) -> ReplicaObservation:
     phase = _phase(report)
-    where = ReplicaSeen(report.replica_id, phase, gpus=report.gpu_uuids, host=report.node_ip)
+    where = ReplicaObservation(report.replica_id, phase, gpus=report.gpu_uuids, host=report.node_ip)
     if not fresh:
         return where
     waiting, running = number(report.load.waiting), number(report.load.running)
@@ -212,16 +212,16 @@ def _fresh(report: ReplicaReport, snapshot: Snapshot) -> bool:
     return snapshot.report_age_s.get(report.replica_id, math.inf) <= REPORT_STALE_S
 
 
-def _counters(report: ReplicaReport) -> Counters:
+def _counters(report: ReplicaReport) -> EngineCounters:
     load = report.load
-    return Counters(number(load.prompt_tokens_total), number(load.output_tokens_total), number(load.missed_total))
+    return EngineCounters(number(load.prompt_tokens_total), number(load.output_tokens_total), number(load.missed_total))
 
 
-def _known(before: Counters | None, now: Counters) -> Counters:
+def _known(before: EngineCounters | None, now: EngineCounters) -> EngineCounters:
     """A reading that is missing now keeps the last one, so that nothing counted in between is lost."""
     if before is None:
         return now
-    kept = Counters(*(old if new is None else new for old, new in zip(before, now, strict=True)))
+    kept = EngineCounters(*(old if new is None else new for old, new in zip(before, now, strict=True)))
     if before.missed is None or kept.missed is None or _restarted(before, now):
         return kept
     return kept._replace(missed=max(before.missed, kept.missed))
@@ -246,7 +246,7 @@ def _more(total: float | None, before: float | None, now: float | None) -> float
     return (total or 0.0) + (0.0 if before is None else max(0.0, now - before))
 
 
-def _restarted(before: Counters, now: Counters) -> bool:
+def _restarted(before: EngineCounters, now: EngineCounters) -> bool:
     """Whether the engine began to count anew: its tokens, true counters, fell."""
     return any(old is not None and new is not None and new < old for old, new in zip(before[:2], now[:2], strict=True))
 

@@ -49,13 +49,14 @@ def deploy(
 ) -> None:
     """Put models on the running cluster; an edit restarts only the models whose own block changed."""
     with ends_at_once():
+        from raylane.autoscaling.live.specs import check_policy, check_scaling
         from raylane.cli.planning import misfits
         from raylane.deployments.config import load_config
 
     config = load_config(config_file)
+    check_policy(config, str(config_file))
     with connected(address) as api:
-        from raylane.autoscaling.ray_scaler import follow, read_fleet
-        from raylane.autoscaling.specs import check_scaling
+        from raylane.autoscaling.live.ray_scaler import follow, read_fleet
         from raylane.deployments.rollout import deploy as put
 
         card = read_fleet().card
@@ -104,7 +105,7 @@ def delete(
 ) -> None:
     """Take models off the cluster; running streams finish first. Other applications stay."""
     with connected(address) as api:
-        from raylane.autoscaling.ray_scaler import follow
+        from raylane.autoscaling.live.ray_scaler import follow
         from raylane.deployments.deployed import recall
         from raylane.deployments.rollout import delete as take_off
 
@@ -115,6 +116,9 @@ def delete(
 
 def schema() -> None:
     """Print the JSON schema of deployment configs, for editors."""
+    from raylane.autoscaling.rules.registry import deployable_policies
     from raylane.deployments.config import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    found = json_schema()
+    found["$defs"]["ScalingConfig"]["properties"]["policy"]["enum"] = list(deployable_policies())
+    typer.echo(json.dumps(found, indent=2))

@@ -42,7 +42,10 @@ def kuberay(
     ] = None,
 ) -> None:
     """Print a KubeRay manifest: the config, the gateway's Service and a RayCluster with one pod for each GPU host."""
+    from raylane.autoscaling.live.specs import check_policy
+
     config = DeploymentConfig.from_yaml(config_file)
+    check_policy(config, str(config_file))
     if config.gateway.host not in ("0.0.0.0", "::"):
         raise UsageError(
             f"{config_file}: gateway.host: {config.gateway.host!r} cannot be reached from outside its pod; use 0.0.0.0"

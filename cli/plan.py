@@ -30,6 +30,7 @@ def plan(
     if (config_file is None) == (suggest_for is None):
         raise UsageError("give a deployment config, or --suggest MODEL --gpu NAME")
     with ends_at_once():
+        from raylane.autoscaling.live.specs import check_policy
         from raylane.cli.planning import hosts_of, print_plan, print_suggestion
         from raylane.deployments.config import load_config
 
@@ -41,4 +42,6 @@ def plan(
             raise UsageError(f"--gpu {gpu} goes with --suggest; a config is planned on the GPUs of its hosts")
         if max_model_len is not None:
             raise UsageError(f"--max-model-len {max_model_len} goes with --suggest; a config names its own")
-        print_plan(config_file, load_config(config_file), hosts_of(from_files), json_output)
+        config = load_config(config_file)
+        check_policy(config, str(config_file))
+        print_plan(config_file, config, hosts_of(from_files), json_output)

@@ -15,7 +15,7 @@ from raylane.cluster.errors import FailedError
 def scaling(address: Address = "auto", json_output: AsJson = False) -> None:
     """What the autoscaler decides and why, what a shadow would have saved, and which replicas and hosts are idle."""
     with connected(address):
-        from raylane.autoscaling.ray_scaler import scaler_status
+        from raylane.autoscaling.live.ray_scaler import scaler_status
 
         status = scaler_status()
     if status is None:

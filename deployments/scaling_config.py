@@ -1,6 +1,6 @@
 """The `scaling` block of a deployment config: who decides how many replicas each model has, and how.
 
-Config only; raylane.autoscaling acts on it, and checks `knobs` against the policy that they are for.
+Config only; raylane.autoscaling acts on it, and checks `policy` and `knobs`: it has the rules.
 """
 
 from typing import Literal
@@ -9,20 +9,22 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from raylane.cluster.strict import StrictModel
 
-PolicyName = Literal[
-    "slo", "utilization", "utilization-effective", "queue", "ray-default", "kpa", "apa", "planner", "fixed"
-]
+SharingName = Literal["by-loss", "in-turn"]
 
 
 class ScalingConfig(StrictModel):
     """How replica counts follow the load. Changing it restarts nothing."""
 
-    policy: PolicyName = Field(
+    policy: str = Field(
         "slo",
         description="slo: enough replicas for the models' slo; fixed: nobody scales; the others: see autoscaling.md.",
     )
     knobs: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="Settings of that policy, each with a default; an unknown name is an error."
+    )
+    sharing: SharingName | None = Field(
+        None,
+        description="Where GPUs are short: by-loss to the model that loses most, in-turn; None: as the policy has it.",
     )
     mode: Literal["act", "shadow"] = Field(
         "act", description="shadow changes nothing: it logs what it would do and adds up what that would have saved."

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from raylane.autoscaling.policy import ModelSpec
+from raylane.autoscaling.spec import ModelSpec
 from raylane.cluster.choose import Choice, choose
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
@@ -12,7 +12,7 @@ from raylane.cluster.links import host_links
 
 
 @dataclass(frozen=True)
-class Place:
+class GpuPlace:
     """GPUs of one replica. `second_best`: not the best links, because a whole domain was not free."""
 
     host: str
@@ -20,7 +20,7 @@ class Place:
     second_best: bool
 
 
-class Fleet:
+class LabFleet:
     """Free and held GPUs of some hosts."""
 
     def __init__(self, hosts: Iterable[Host]) -> None:
@@ -28,25 +28,25 @@ class Fleet:
         self.free = {host.name: frozenset(gpu.uuid for gpu in host.gpus) for host in self.hosts.values()}
         self.size = sum(len(free) for free in self.free.values())
 
-    def take(self, gpus: int) -> Place | None:
+    def take(self, gpus: int) -> GpuPlace | None:
         """The best free GPUs for one replica: a whole domain before a second-best set; None if no host has enough."""
-        found: Place | None = None
+        found: GpuPlace | None = None
         for name, free in self.free.items():
             choice = _choose(free, self.hosts[name], gpus) if len(free) >= gpus else None
             if isinstance(choice, Choice) and (found is None or (found.second_best and not choice.second_best)):
-                found = Place(name, choice.uuids, choice.second_best)
+                found = GpuPlace(name, choice.uuids, choice.second_best)
         if found is not None:
             self.free[found.host] -= set(found.gpus)
         return found
 
-    def take_these(self, host: str, gpus: tuple[str, ...]) -> Place | None:
+    def take_these(self, host: str, gpus: tuple[str, ...]) -> GpuPlace | None:
         """Exactly these GPUs, or None when one of them is held."""
         if not self.free[host].issuperset(gpus):
             return None
         self.free[host] -= set(gpus)
-        return Place(host, gpus, second_best=False)
+        return GpuPlace(host, gpus, second_best=False)
 
-    def give_back(self, place: Place) -> None:
+    def give_back(self, place: GpuPlace) -> None:
         """These GPUs are free again."""
         self.free[place.host] |= set(place.gpus)
 
@@ -57,9 +57,9 @@ _choose = lru_cache(maxsize=65536)(choose)
 def check_room(hosts: Sequence[Host], models: Iterable[ModelSpec]) -> None:
     """Places the least replicas of the models one after the other, as a replay begins. UsageError naming the model
     that finds no room, or one of which no replica fits a host."""
-    fleet = Fleet(hosts)
+    fleet = LabFleet(hosts)
     for spec in models:
-        if Fleet(hosts).take(spec.gpus) is None:
+        if LabFleet(hosts).take(spec.gpus) is None:
             largest = max((len(host_links(host).uuids) for host in hosts), default=0)
             raise UsageError(
                 f"model {spec.name}: a replica takes {spec.gpus} GPUs with usable links to each other, "

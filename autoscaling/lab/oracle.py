@@ -18,7 +18,8 @@ from raylane.autoscaling.lab.pareto import Point
 from raylane.autoscaling.lab.schedule import Future, Schedule, Scheduled, asked_gpu_hours, foresee
 from raylane.autoscaling.lab.setup import LabModel, Setup
 from raylane.autoscaling.lab.world import ModelState, World
-from raylane.autoscaling.policy import Policy, Unshared
+from raylane.autoscaling.pipeline import Policy
+from raylane.autoscaling.share import in_turn
 
 MOST_LOAD = 2.0
 LEAST_LOAD = 0.15
@@ -102,7 +103,7 @@ def replay_schedule(setup: Setup, schedule: Schedule, seed: int) -> World:
     """A finished replay of the schedule."""
     models = tuple(replace(m, initial_replicas=schedule.initial[m.spec.name]) for m in setup.models)
     specs = {model.spec.name: model.spec for model in setup.models}
-    policy = Policy(specs, Scheduled(schedule), Unshared(), name="oracle")
+    policy = Policy(specs, Scheduled(schedule), in_turn, name="oracle")
     return World(replace(setup, models=models), policy, seed).run()
 
 

@@ -157,7 +157,7 @@ def fluid_replicas(model: ModelState, windows: int) -> NDArray[np.int64]:
         if last > first:
             capacity = profile.requests_per_s(inputs[first:last].mean(), outputs[first:last].mean())
             wanted = math.ceil((last - first) / FLUID_WINDOW_S / capacity)
-            needed[window] = max(needed[window], min(wanted, spec.max_replicas))
+            needed[window] = spec.clamp(wanted)
     return needed
 
 

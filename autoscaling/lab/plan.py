@@ -23,6 +23,7 @@ from pydantic import (
 
 from raylane.autoscaling.lab.fleet import check_room
 from raylane.autoscaling.lab.setup import LabModel, ModelDefinition, Setup, lab_model
+from raylane.autoscaling.share import deal, gpus_of
 from raylane.autoscaling.traces.rates import load_rate_curve, rate_curve_between, requests_at
 from raylane.autoscaling.traces.readers import load_trace
 from raylane.autoscaling.traces.resample import shuffled_lengths, variant
@@ -35,6 +36,7 @@ from raylane.cluster.recording import load_recording
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.config import ReplicaBounds, Slo
 from raylane.deployments.fit import EngineSettings
+from raylane.deployments.scaling_config import SharingName
 
 TRACES_VARIABLE = "RAYLANE_TRACES"
 RECORDINGS = Path(__file__).parents[2] / "cluster" / "recordings"
@@ -118,6 +120,8 @@ class PolicyChoice(StrictModel):
     knobs: dict[str, Any] = Field(default_factory=dict)
     label: str | None = None
     curve: str | None = Field(None, description="Settings that share it are one line of the Pareto figure.")
+    sharing: SharingName | None = Field(None, description="How models share the fleet; None: as the rule's entry says.")
+    moves: bool = Field(False, description="A replica of several GPUs waits while a single moves out of its domain.")
 
     @property
     def name(self) -> str:
@@ -243,13 +247,10 @@ def lab_models(
 
 def with_initial(models: Mapping[str, LabModel], traces: Mapping[str, Trace], fleet_gpus: int) -> tuple[LabModel, ...]:
     """The models with the replicas the first minutes need, by their profiles: the same start for every policy."""
-    given = {name: models[name].spec.min_replicas for name in traces}
+    specs = {name: models[name].spec for name in traces}
+    least = {name: spec.min_replicas for name, spec in specs.items()}
     wanted = {name: _first_need(models[name], trace) for name, trace in traces.items()}
-    left = fleet_gpus - sum(models[name].spec.gpus * count for name, count in given.items())
-    for name, count in wanted.items():
-        more = max(0, min(count - given[name], left // models[name].spec.gpus))
-        given[name] += more
-        left -= more * models[name].spec.gpus
+    given = deal(fleet_gpus - gpus_of(least, specs), specs, least, wanted)
     return tuple(replace(models[name], initial_replicas=given[name]) for name in traces)
 
 
@@ -260,7 +261,7 @@ def _first_need(model: LabModel, trace: Trace) -> int:
     rate = first.sum() / min(600.0, trace.duration_s)
     mean_in, mean_out = float(trace.input_tokens[first].mean()), float(trace.output_tokens[first].mean())
     need = int(np.ceil(rate / model.spec.profile.requests_per_s(mean_in, mean_out) / 0.7))
-    return max(model.spec.min_replicas, min(need, model.spec.max_replicas))
+    return model.spec.clamp(need)
 
 
 def make_setup(

@@ -110,7 +110,8 @@ def replay_one(setup: Setup, choice: PolicyChoice, seed: int) -> Replayed:
     if choice.rule in BOUNDS:
         world, note = _replay_bound(setup, choice, seed)
     else:
-        world, note = World(setup, make_policy(setup, choice.rule, choice.knobs, choice.name), seed).run(), ""
+        policy = make_policy(setup, choice.rule, choice.knobs, choice.name, sharing=choice.sharing, moves=choice.moves)
+        world, note = World(setup, policy, seed).run(), ""
     return Replayed(
         setup.name,
         choice.name,

@@ -18,11 +18,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from raylane.autoscaling.decision import Reason
+from raylane.autoscaling.decision import Proposal, Reason
 from raylane.autoscaling.lab.foresight import drain_s, lead_windows, peak_loads
 from raylane.autoscaling.lab.setup import Setup
-from raylane.autoscaling.observation import ModelSeen
-from raylane.autoscaling.policy import ModelSpec, Wish
+from raylane.autoscaling.observation import ModelObservation
+from raylane.autoscaling.spec import ModelSpec
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -59,12 +59,12 @@ def asked_gpu_hours(setup: Setup, schedule: Schedule) -> float:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """Wishes for what a schedule says, whatever is seen."""
+    """Proposes what a schedule says, whatever is seen."""
 
     schedule: Schedule
 
-    def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: None) -> tuple[Wish, None]:
-        return Wish(self.schedule.replicas(spec.name, at_s), Reason.STATIC), None
+    def propose(self, spec: ModelSpec, seen: ModelObservation, at_s: float, memory: None) -> tuple[Proposal, None]:
+        return Proposal(self.schedule.replicas(spec.name, at_s), Reason.STATIC), None
 
 
 @dataclass(frozen=True)

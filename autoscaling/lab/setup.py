@@ -4,8 +4,8 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-from raylane.autoscaling.policy import ModelSpec
 from raylane.autoscaling.profile import capacity_profile
+from raylane.autoscaling.spec import ModelSpec
 from raylane.autoscaling.traces.trace import Trace
 from raylane.cluster.catalog import Accelerator
 from raylane.cluster.hosts import Host

@@ -12,8 +12,9 @@ import numpy as np
 from raylane.autoscaling.lab.outcome import good_requests, outcome
 from raylane.autoscaling.lab.setup import LabModel, Setup
 from raylane.autoscaling.lab.world import World
-from raylane.autoscaling.policy import Policy, Unshared
+from raylane.autoscaling.pipeline import Policy
 from raylane.autoscaling.rules.fixed import Fixed
+from raylane.autoscaling.share import in_turn
 from raylane.autoscaling.traces.trace import scaled
 from raylane.cluster.errors import UsageError
 
@@ -31,7 +32,7 @@ def static_setup(setup: Setup, counts: Mapping[str, int]) -> Setup:
 def static_policy(setup: Setup, counts: Mapping[str, int]) -> Policy:
     """The policy that keeps these replicas."""
     specs = {model.spec.name: model.spec for model in setup.models}
-    return Policy(specs, Fixed(dict(counts)), Unshared(), LOOK_EVERY_S, name="static")
+    return Policy(specs, Fixed(dict(counts)), in_turn, LOOK_EVERY_S, name="static")
 
 
 def replay_static(setup: Setup, counts: Mapping[str, int], seed: int) -> World:

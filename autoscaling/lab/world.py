@@ -8,11 +8,12 @@ import random
 from collections import deque
 from heapq import heappop, heappush
 
-from raylane.autoscaling.decision import Decision, Move
-from raylane.autoscaling.lab.fleet import Fleet, Place
+from raylane.autoscaling.decision import Decision, ReplicaMove
+from raylane.autoscaling.lab.fleet import GpuPlace, LabFleet
 from raylane.autoscaling.lab.setup import LabModel, Setup
-from raylane.autoscaling.observation import ModelSeen, Observation, Phase, ReplicaSeen
-from raylane.autoscaling.policy import Memory, Policy
+from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
+from raylane.autoscaling.pipeline import Policy
+from raylane.autoscaling.propose import Memory
 from raylane.deployments.simulator.replica import Replica
 from raylane.deployments.simulator.request import Request
 
@@ -22,16 +23,16 @@ AFTER_THE_END_S = 900.0  # requests unfinished this long after the last arrival 
 class LabReplica:
     """One replica of one model, from the decision to start it to the release of its GPUs."""
 
-    def __init__(self, replica_id: str, asked_s: float) -> None:
+    def __init__(self, replica_id: str, requested_s: float) -> None:
         self.replica_id = replica_id
         self.phase = Phase.STARTING
-        self.asked_s = asked_s
-        self.place: Place | None = None
+        self.requested_s = requested_s
+        self.place: GpuPlace | None = None
         self.placed_s = 0.0
         self.ready_s = 0.0
         self.engine: Replica | None = None
         self.busy_s = 0.0  # engine's busy total at the last look
-        self.move: Move | None = None
+        self.move: ReplicaMove | None = None
 
 
 class ModelState:
@@ -70,7 +71,7 @@ class World:
     def __init__(self, setup: Setup, policy: Policy, seed: int) -> None:
         self.setup = setup
         self.policy = policy
-        self.fleet = Fleet(setup.hosts)
+        self.fleet = LabFleet(setup.hosts)
         self.models = [ModelState(model, setup) for model in setup.models]
         self._by_name = {model.name: model for model in self.models}
         self._rng = random.Random(seed)  # noqa: S311 - a simulation
@@ -234,7 +235,7 @@ class World:
     def _observe(self, at_s: float) -> Observation:
         return Observation(at_s, tuple(self._see(model, at_s) for model in self.models), self.fleet.size)
 
-    def _see(self, model: ModelState, at_s: float) -> ModelSeen:
+    def _see(self, model: ModelState, at_s: float) -> ModelObservation:
         oldest_s: float | None = model.arrivals_s[model.held[0]] if model.held else None
         prompt_tokens, output_tokens = model.prompt_tokens, model.output_tokens
         seen = []
@@ -243,7 +244,7 @@ class World:
             host = "" if replica.place is None else replica.place.host
             engine = replica.engine
             if engine is None:
-                seen.append(ReplicaSeen(replica.replica_id, replica.phase, gpus=gpus, host=host))
+                seen.append(ReplicaObservation(replica.replica_id, replica.phase, gpus=gpus, host=host))
                 continue
             now = engine.signals()
             since_s = at_s - max(self._ticked_s, replica.ready_s)
@@ -252,12 +253,14 @@ class World:
             prompt_tokens += now.prompt_tokens_total
             output_tokens += now.generated_tokens_total
             seen.append(
-                ReplicaSeen(replica.replica_id, replica.phase, now.waiting, now.running, now.kv_usage, busy, gpus, host)
+                ReplicaObservation(
+                    replica.replica_id, replica.phase, now.waiting, now.running, now.kv_usage, busy, gpus, host
+                )
             )
             waiting_since_s = engine.waiting_since_s
             if waiting_since_s is not None and (oldest_s is None or waiting_since_s < oldest_s):
                 oldest_s = waiting_since_s
-        return ModelSeen(
+        return ModelObservation(
             name=model.name,
             target=model.target,
             replicas=tuple(seen),
@@ -292,7 +295,7 @@ class World:
     def _stop(self, model: ModelState, count: int, at_s: float) -> None:
         """As Serve chooses: those not ready yet first, then the newest."""
         alive = [replica for replica in model.replicas if replica.phase is not Phase.DRAINING]
-        alive.sort(key=lambda replica: (replica.phase is Phase.READY, replica.place is not None, -replica.asked_s))
+        alive.sort(key=lambda replica: (replica.phase is Phase.READY, replica.place is not None, -replica.requested_s))
         for replica in alive[:count]:
             if replica.phase is Phase.READY:
                 model.ready.remove(replica)
@@ -305,7 +308,7 @@ class World:
         for replica in moving[: max(0, count - len(alive))]:
             replica.move = None  # what drains for a move goes for good
 
-    def _start_move(self, move: Move) -> None:
+    def _start_move(self, move: ReplicaMove) -> None:
         for model in self.models:
             for replica in model.ready:
                 if replica.replica_id == move.replica_id and len(model.ready) > 1:

@@ -1,1 +1,1 @@
-"""Rules to compare raylane's own with: each decides for one model, from the same observations. Start at registry.py."""
+"""The rules: each proposes replicas for one model by itself, from the same observations. Start at registry.py."""

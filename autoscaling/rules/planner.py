@@ -13,11 +13,13 @@ from typing import Literal, NamedTuple
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.demand import History, Mix, mix, rate_over, remember
-from raylane.autoscaling.observation import ModelSeen, Phase, ReplicaSeen
-from raylane.autoscaling.policy import ModelSpec, Wish
+from raylane.autoscaling.decision import Proposal, Reason
+from raylane.autoscaling.observation import ModelObservation, Phase, ReplicaObservation
+from raylane.autoscaling.rules.demand import History, Mix, mix, rate_over, remember
+from raylane.autoscaling.rules.entry import RuleEntry, Space
 from raylane.autoscaling.rules.readings import at_zero
+from raylane.autoscaling.share import in_turn
+from raylane.autoscaling.spec import ModelSpec
 
 CHUNK_TOKENS = 2048  # prompt tokens of one step, vLLM's default
 
@@ -43,9 +45,9 @@ class Planner:
     down_sensitivity: NonNegativeFloat = 0.8
     """Share of the SLO's time to the first token below which a replica may go."""
 
-    def wish(
-        self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: PlannerMemory | None
-    ) -> tuple[Wish, PlannerMemory]:
+    def propose(
+        self, spec: ModelSpec, seen: ModelObservation, at_s: float, memory: PlannerMemory | None
+    ) -> tuple[Proposal, PlannerMemory]:
         """The floor, or one step above or towards it."""
         past = memory if memory is not None and at_s >= memory.planned_s else PlannerMemory(at_s)
         past = past._replace(history=remember(past.history, seen, at_s))
@@ -54,12 +56,12 @@ class Planner:
         if seen.target == 0:
             return at_zero(seen), past
         if seen.target < past.floor:
-            return Wish(past.floor, Reason.DEMAND, detail=f"forecast {past.rate_rps} req/s"), past
+            return Proposal(past.floor, Reason.DEMAND, detail=f"forecast {past.rate_rps} req/s"), past
         step, reason, detail = self._feedback(spec, seen, mix(past.history) if past.history else Mix(512.0, 192.0))
         replicas = max(1, past.floor, seen.target + step)
         if replicas == seen.target and step:
             reason = Reason.STEADY
-        return Wish(replicas, reason, detail=detail), past
+        return Proposal(replicas, reason, detail=detail), past
 
     def _plan(self, past: PlannerMemory, spec: ModelSpec, at_s: float) -> PlannerMemory:
         rate_rps = rate_over(past.history, self.plan_every_s)
@@ -71,7 +73,7 @@ class Planner:
         carries_rps = spec.profile.requests_per_s(*mix(past.history)) * self.target_load
         return past._replace(planned_s=at_s, floor=ceil(ahead_rps / carries_rps - 1e-9), rate_rps=rate_rps)
 
-    def _feedback(self, spec: ModelSpec, seen: ModelSeen, lengths: Mix) -> tuple[int, Reason, str]:
+    def _feedback(self, spec: ModelSpec, seen: ModelObservation, lengths: Mix) -> tuple[int, Reason, str]:
         if seen.count(Phase.STARTING) or seen.count(Phase.DRAINING):
             return 0, Reason.WAIT, "an action is under way"
         estimates_s = [_first_token_s(spec, replica, lengths) for replica in seen.ready if replica.waiting is not None]
@@ -86,9 +88,25 @@ class Planner:
         return 0, Reason.STEADY, detail
 
 
-def _first_token_s(spec: ModelSpec, replica: ReplicaSeen, lengths: Mix) -> float:
+def _first_token_s(spec: ModelSpec, replica: ReplicaObservation, lengths: Mix) -> float:
     """Until a request that comes now would have its first token: the prompts before it and its own, in chunks."""
     tokens = ((replica.waiting or 0) + 1) * lengths.prompt
     context = (replica.running or 0) * (lengths.prompt + lengths.output / 2)
     step_s = spec.profile.step_s + context * spec.profile.context_token_s
     return ceil(tokens / CHUNK_TOKENS) * step_s + tokens * spec.profile.prompt_token_s
+
+
+SPACE: Space = {
+    "plan_every_s": (30.0, 60.0, 180.0),
+    "forecast": ("constant", "linear"),
+    "target_load": (1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+    "down_sensitivity": (0.2, 0.4, 0.6, 0.8),
+}
+ENTRY = RuleEntry(
+    Planner,
+    "a floor from a forecast and steps from the queue, as Dynamo's planner",
+    in_turn,
+    "target_load",
+    (0.9, 0.8, 0.7, 0.6, 0.5, 0.35),
+    SPACE,
+)

@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.demand import History, mix, remember
-from raylane.autoscaling.observation import ModelSeen
-from raylane.autoscaling.policy import ModelSpec, Wish
+from raylane.autoscaling.decision import Proposal, Reason
+from raylane.autoscaling.observation import ModelObservation
+from raylane.autoscaling.rules.demand import History, mix, remember
+from raylane.autoscaling.rules.entry import SHARE_LEVELS, SHARES, RuleEntry, Space
 from raylane.autoscaling.rules.readings import Series, mean_over, ongoing, record
+from raylane.autoscaling.share import in_turn
+from raylane.autoscaling.spec import ModelSpec
 
 ELAPSED_SLACK_S = 1e-6  # as Ray grants when it compares delays
 
@@ -50,7 +52,9 @@ class RayDefault:
     """Share of the wanted growth that is made at a time."""
     downscaling_factor: PositiveFloat = 1.0
 
-    def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: RayMemory | None) -> tuple[Wish, RayMemory]:
+    def propose(
+        self, spec: ModelSpec, seen: ModelObservation, at_s: float, memory: RayMemory | None
+    ) -> tuple[Proposal, RayMemory]:
         """Replicas as Ray would set the target."""
         past = memory or RayMemory()
         past = past._replace(requests=record(past.requests, at_s, ongoing(seen), max(self.look_back_s, 1.0)))
@@ -61,11 +65,11 @@ class RayDefault:
             return self._without_replicas(seen), past
         requests = mean_over(past.requests, at_s, self.look_back_s)
         if requests is None:
-            return Wish(seen.target, Reason.BLIND), past
+            return Proposal(seen.target, Reason.BLIND), past
         per_replica = self._target(spec, past.history)
         desired = self._scaled(ready * (requests / (per_replica * ready)), ready)
-        wish, past = self._delayed(desired, seen.target, at_s, past)
-        return wish._replace(detail=f"{requests:.1f} requests, {per_replica:.1f} for each replica"), past
+        proposal, past = self._delayed(desired, seen.target, at_s, past)
+        return proposal._replace(detail=f"{requests:.1f} requests, {per_replica:.1f} for each replica"), past
 
     def _target(self, spec: ModelSpec, history: History) -> float:
         if self.target_share is None:
@@ -73,10 +77,10 @@ class RayDefault:
         known = mix(history) if history else None
         return max(0.1, self.target_share * spec.profile.concurrency(*known)) if known else self.target_ongoing
 
-    def _without_replicas(self, seen: ModelSeen) -> Wish:
+    def _without_replicas(self, seen: ModelObservation) -> Proposal:
         if seen.held and seen.target < (first := ceil(self.upscaling_factor)):
-            return Wish(first, Reason.WAKE)
-        return Wish(seen.target, Reason.STEADY if seen.target else Reason.IDLE)
+            return Proposal(first, Reason.WAKE)
+        return Proposal(seen.target, Reason.STEADY if seen.target else Reason.IDLE)
 
     def _scaled(self, desired: float, ready: int) -> int:
         """The part of the way from the ready replicas to the desired ones that the factors allow."""
@@ -84,22 +88,44 @@ class RayDefault:
         scaled = ceil(ready + factor * (desired - ready))
         return scaled - 1 if ceil(desired) < ready == scaled else scaled
 
-    def _delayed(self, desired: int, target: int, at_s: float, past: RayMemory) -> tuple[Wish, RayMemory]:
+    def _delayed(self, desired: int, target: int, at_s: float, past: RayMemory) -> tuple[Proposal, RayMemory]:
         """What is wanted, once it has been wanted for the delay; until then what is there."""
         if desired == target:
-            return Wish(target, Reason.STEADY), past._replace(streak=0, since_s=None)
+            return Proposal(target, Reason.STEADY), past._replace(streak=0, since_s=None)
         way = 1 if desired > target else -1
         same = past.streak * way >= 0
         since_s = past.since_s if same and past.since_s is not None else at_s
         if at_s - since_s + ELAPSED_SLACK_S < self._delay_s(way, target):
             streak = way + (past.streak if same else 0)
-            return Wish(target, Reason.WAIT if way > 0 else Reason.HOLD), past._replace(streak=streak, since_s=since_s)
+            return Proposal(target, Reason.WAIT if way > 0 else Reason.HOLD), past._replace(
+                streak=streak, since_s=since_s
+            )
         replicas = desired if way > 0 or target == 1 else max(1, desired)
         reason = Reason.DEMAND if way > 0 else Reason.SHRINK if replicas else Reason.IDLE
-        return Wish(max(0, replicas), reason), past._replace(streak=0, since_s=None)
+        return Proposal(max(0, replicas), reason), past._replace(streak=0, since_s=None)
 
     def _delay_s(self, way: int, target: int) -> float:
         if way > 0:
             return self.upscale_delay_s
         to_zero_s = self.downscale_to_zero_delay_s
         return to_zero_s if target == 1 and to_zero_s is not None else self.downscale_delay_s
+
+
+SPACE: Space = {
+    "target_share": SHARES,
+    "upscale_delay_s": (0.0, 5.0, 15.0, 30.0),
+    "downscale_delay_s": (60.0, 120.0, 300.0, 600.0, 1200.0),
+    "look_back_s": (10.0, 30.0, 60.0),
+}
+AS_SHIPPED = RuleEntry(
+    RayDefault, "Ray Serve's default, as shipped", in_turn, "target_ongoing", (32.0, 16.0, 8.0, 4.0, 2.0, 1.0)
+)
+TUNED = RuleEntry(
+    RayDefault,
+    "Ray Serve's default aiming at a share of the profile's concurrency",
+    in_turn,
+    "target_share",
+    SHARE_LEVELS,
+    SPACE,
+    {"target_share": 0.7},
+)

@@ -3,15 +3,14 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.observation import ModelSeen
-from raylane.autoscaling.policy import Wish
+from raylane.autoscaling.decision import Proposal, Reason
+from raylane.autoscaling.observation import ModelObservation
 
 Series = tuple[tuple[float, float], ...]
 """(time in seconds, value), oldest first."""
 
 
-class Change(NamedTuple):
+class LastChange(NamedTuple):
     """When the replicas asked for last changed, whoever changed them. Until the first change `changed_s` is None."""
 
     target: int
@@ -25,7 +24,7 @@ def mean(readings: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def ongoing(seen: ModelSeen) -> float | None:
+def ongoing(seen: ModelObservation) -> float | None:
     """Requests in ready replicas, running or waiting, and held at the gateways. A replica without readings is taken to
     hold as many as the others; None when no ready replica has any."""
     ready = seen.ready
@@ -52,23 +51,23 @@ def mean_over(series: Series, at_s: float, window_s: float) -> float | None:
     return mean(value for time_s, value in series if time_s > at_s - window_s)
 
 
-def note_change(past: Change | None, seen: ModelSeen, at_s: float) -> Change:
+def note_change(past: LastChange | None, seen: ModelObservation, at_s: float) -> LastChange:
     """What to remember of the target: a change seen now was made at the decision before."""
     if past is None or at_s < past.seen_s:
-        return Change(seen.target, at_s)
-    return Change(seen.target, at_s, past.changed_s if seen.target == past.target else past.seen_s)
+        return LastChange(seen.target, at_s)
+    return LastChange(seen.target, at_s, past.changed_s if seen.target == past.target else past.seen_s)
 
 
-def cooled(change: Change, at_s: float, cooldown_s: float) -> bool:
+def cooled(change: LastChange, at_s: float, cooldown_s: float) -> bool:
     """No change within the cooldown."""
     return change.changed_s is None or at_s - change.changed_s >= cooldown_s
 
 
-def at_zero(seen: ModelSeen) -> Wish:
+def at_zero(seen: ModelObservation) -> Proposal:
     """For a model of which no replica is asked for: one as soon as a request waits."""
-    return Wish(1, Reason.WAKE) if seen.held else Wish(0, Reason.IDLE)
+    return Proposal(1, Reason.WAKE) if seen.held else Proposal(0, Reason.IDLE)
 
 
-def keep_one(seen: ModelSeen, replicas: int) -> int:
+def keep_one(seen: ModelObservation, replicas: int) -> int:
     """At least one while requests are inside or held, or while that is not known."""
     return max(replicas, 0 if ongoing(seen) == 0.0 else 1)

@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.demand import History, mix, rate_over, remember
-from raylane.autoscaling.observation import ModelSeen
-from raylane.autoscaling.policy import ModelSpec, Wish
+from raylane.autoscaling.decision import Proposal, Reason
+from raylane.autoscaling.observation import ModelObservation
+from raylane.autoscaling.rules.demand import History, mix, rate_over, remember
+from raylane.autoscaling.rules.entry import RuleEntry, Space
 from raylane.autoscaling.rules.readings import (
-    Change,
+    LastChange,
     Series,
     at_zero,
     cooled,
@@ -28,6 +28,8 @@ from raylane.autoscaling.rules.readings import (
     note_change,
     record,
 )
+from raylane.autoscaling.share import in_turn
+from raylane.autoscaling.spec import ModelSpec
 
 
 class UtilizationMemory(NamedTuple):
@@ -35,7 +37,7 @@ class UtilizationMemory(NamedTuple):
 
     readings: Series = ()
     history: History = ()
-    change: Change | None = None
+    change: LastChange | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class Utilization:
     effective: bool = False
     """False: as NVML gives it. True: work over capacity."""
 
-    def wish(
-        self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: UtilizationMemory | None
-    ) -> tuple[Wish, UtilizationMemory]:
+    def propose(
+        self, spec: ModelSpec, seen: ModelObservation, at_s: float, memory: UtilizationMemory | None
+    ) -> tuple[Proposal, UtilizationMemory]:
         """One step up or down, or what is there."""
         past = self._remember(memory or UtilizationMemory(), seen, at_s)
         change = note_change(past.change, seen, at_s)
@@ -66,16 +68,16 @@ class Utilization:
             return at_zero(seen), past
         used = self._used(spec, seen, at_s, past)
         if used is None:
-            return Wish(seen.target, Reason.BLIND), past
+            return Proposal(seen.target, Reason.BLIND), past
         return self._step(seen, used, cooled(change, at_s, self.cooldown_s)), past
 
-    def _remember(self, past: UtilizationMemory, seen: ModelSeen, at_s: float) -> UtilizationMemory:
+    def _remember(self, past: UtilizationMemory, seen: ModelObservation, at_s: float) -> UtilizationMemory:
         if self.effective:
             return past._replace(history=remember(past.history, seen, at_s))
         now = mean(replica.gpu_utilization for replica in seen.ready)
         return past._replace(readings=record(past.readings, at_s, now, self.window_s))
 
-    def _used(self, spec: ModelSpec, seen: ModelSeen, at_s: float, past: UtilizationMemory) -> float | None:
+    def _used(self, spec: ModelSpec, seen: ModelObservation, at_s: float, past: UtilizationMemory) -> float | None:
         if not self.effective:
             return mean_over(past.readings, at_s, self.window_s)
         rate_rps = rate_over(past.history, self.window_s)
@@ -84,14 +86,41 @@ class Utilization:
             return None
         return rate_rps / (ready * spec.profile.requests_per_s(*mix(past.history)))
 
-    def _step(self, seen: ModelSeen, used: float, cool: bool) -> Wish:
+    def _step(self, seen: ModelObservation, used: float, cool: bool) -> Proposal:
         detail = f"utilisation {used:.2f}"
         if used > self.high:
             if cool or self.cooldown_on == "shrink":
-                return Wish(seen.target + self.step, Reason.DEMAND, detail=detail)
-            return Wish(seen.target, Reason.WAIT, detail=detail)
+                return Proposal(seen.target + self.step, Reason.DEMAND, detail=detail)
+            return Proposal(seen.target, Reason.WAIT, detail=detail)
         if used < self.low and (fewer := keep_one(seen, seen.target - self.step)) < seen.target:
             if cool:
-                return Wish(fewer, Reason.SHRINK if fewer else Reason.IDLE, detail=detail)
-            return Wish(seen.target, Reason.HOLD, detail=detail)
-        return Wish(seen.target, Reason.STEADY, detail=detail)
+                return Proposal(fewer, Reason.SHRINK if fewer else Reason.IDLE, detail=detail)
+            return Proposal(seen.target, Reason.HOLD, detail=detail)
+        return Proposal(seen.target, Reason.STEADY, detail=detail)
+
+
+SPACE: Space = {
+    "high": (0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
+    "low": (0.1, 0.2, 0.3, 0.4, 0.5),
+    "cooldown_s": (60.0, 180.0, 300.0, 900.0),
+    "cooldown_on": ("both", "shrink"),
+    "step": (1, 2),
+    "window_s": (15.0, 60.0, 180.0),
+}
+NVML = RuleEntry(
+    Utilization,
+    "GPU utilisation as NVML gives it: above 70 % one more, below 40 % one fewer, 15 min cooldown",
+    in_turn,
+    "high",
+    (0.99, 0.95, 0.9, 0.8, 0.7, 0.6),
+    SPACE,
+)
+EFFECTIVE = RuleEntry(
+    Utilization,
+    "work over capacity: above 70 % one more, below 40 % one fewer, 15 min cooldown",
+    in_turn,
+    "high",
+    (0.9, 0.8, 0.7, 0.6, 0.5, 0.4),
+    SPACE,
+    {"effective": True},
+)

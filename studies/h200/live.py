@@ -10,8 +10,8 @@ from typing import Any
 
 import ray
 
-from raylane.autoscaling.ray_scaler import LOG_NAME, follow, read_fleet, scaler_status
-from raylane.autoscaling.specs import model_specs
+from raylane.autoscaling.live.ray_scaler import LOG_NAME, follow, read_fleet, scaler_status
+from raylane.autoscaling.live.specs import model_specs
 from raylane.cluster.leases import runtime_folder
 from raylane.cluster.proxies import direct
 from raylane.deployments.engines.base import read_load

@@ -28,14 +28,12 @@ use_a_token()  # before anything imports Ray
 import aiohttp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from raylane.autoscaling.arbiter import LossArbiter  # noqa: E402
 from raylane.autoscaling.lab.outcome import outcome  # noqa: E402
 from raylane.autoscaling.lab.setup import ModelDefinition, Setup, lab_model  # noqa: E402
 from raylane.autoscaling.lab.world import World  # noqa: E402
-from raylane.autoscaling.policy import Policy  # noqa: E402
-from raylane.autoscaling.ray_scaler import RayCluster  # noqa: E402
-from raylane.autoscaling.rules.registry import build_rule  # noqa: E402
-from raylane.autoscaling.scaler import Scaler  # noqa: E402
+from raylane.autoscaling.live.ray_scaler import RayCluster  # noqa: E402
+from raylane.autoscaling.live.scaler import Scaler  # noqa: E402
+from raylane.autoscaling.rules.registry import policy_for  # noqa: E402
 from raylane.autoscaling.traces.shapes import generate, shape_from_data  # noqa: E402
 from raylane.autoscaling.traces.trace import Trace, between  # noqa: E402
 from raylane.cluster.catalog import need_accelerator  # noqa: E402
@@ -205,8 +203,7 @@ def lab(policy: str, trace: Trace) -> dict[str, Any]:
     definition = ModelDefinition(MODEL, model.source, engine_settings(model), SLO, COLD_START_S, 1, 10)
     ready = lab_model(definition, need_accelerator("L40S"))
     setup = Setup("live", tuple(load_recording(RECORDING)), (ready,), {MODEL: trace})
-    rule = Policy({MODEL: ready.spec}, build_rule(policy), LossArbiter())
-    world = World(setup, rule, seed=1).run()
+    world = World(setup, policy_for(policy, {}, {MODEL: ready.spec}), seed=1).run()
     found = outcome(world)
     return {"attainment": found.attainment, "gpu_hours": found.gpu_hours, "targets": list(world.models[0].targets)}
 

@@ -21,7 +21,7 @@ use_a_token()  # before anything imports Ray
 import aiohttp  # noqa: E402
 import ray  # noqa: E402
 
-from raylane.autoscaling.ray_scaler import LOG_NAME, running_scaler, scaler_status  # noqa: E402
+from raylane.autoscaling.live.ray_scaler import LOG_NAME, running_scaler, scaler_status  # noqa: E402
 from raylane.cli.demo import recorded_gpus  # noqa: E402
 from raylane.cluster.leases import runtime_folder  # noqa: E402
 from raylane.deployments.config import DeploymentConfig, to_yaml  # noqa: E402

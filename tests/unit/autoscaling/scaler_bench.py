@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from live_values import config, snapshot
 
-from raylane.autoscaling.decider import Fleet
-from raylane.autoscaling.decision import Move
-from raylane.autoscaling.scaler import Scaler
-from raylane.autoscaling.scaler_status import ScalerStatus
+from raylane.autoscaling.decision import ReplicaMove
+from raylane.autoscaling.live.decider import FleetGpus
+from raylane.autoscaling.live.scaler import Scaler
+from raylane.autoscaling.live.status import ScalerStatus
 from raylane.cluster.errors import FailedError
 from raylane.cluster.hosts import Host
 from raylane.deployments.config import DeploymentConfig
@@ -32,7 +32,7 @@ class FakeCluster:
         self.gpus_of: dict[str, int] = {}
         self.asked: list[tuple[str, int]] = []
         self.machines: tuple[Host, ...] = ()
-        self.moved: list[Move] = []
+        self.moved: list[ReplicaMove] = []
         self.refuses = False
         self.text: str | None = None
         self.clock_s = 1000.0
@@ -50,8 +50,8 @@ class FakeCluster:
     async def targets(self) -> Mapping[str, int]:
         return dict(good(self.counts))
 
-    async def fleet(self) -> Fleet:
-        return Fleet(self.gpus, "L40S", gpus_of=self.gpus_of)
+    async def fleet(self) -> FleetGpus:
+        return FleetGpus(self.gpus, "L40S", gpus_of=self.gpus_of)
 
     async def hosts(self) -> tuple[Host, ...]:
         return self.machines
@@ -62,7 +62,7 @@ class FakeCluster:
         self.asked.append((model, replicas))
         good(self.counts)[model] = replicas
 
-    async def move(self, move: Move) -> None:
+    async def move(self, move: ReplicaMove) -> None:
         self.moved.append(move)
 
     async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from raylane.autoscaling.observation import ModelSeen, Observation, Phase, ReplicaSeen
-from raylane.autoscaling.policy import ModelSpec, Wish, Wisher
+from raylane.autoscaling.decision import Proposal
+from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
 from raylane.autoscaling.profile import CapacityProfile
+from raylane.autoscaling.propose import Proposer
+from raylane.autoscaling.spec import ModelSpec
 from raylane.deployments.config import Slo
 
 TICK_S = 5.0
@@ -27,14 +29,16 @@ def spec(name: str = "m", least: int = 0, most: int = 12, cold_start_s: float = 
     return ModelSpec(name, changes.pop("gpus", 1), least, most, slo, PROFILE, cold_start_s, **changes)
 
 
-def model(target: int = 1, *, ready: int | None = None, each: ReplicaSeen | None = None, **changes: Any) -> ModelSeen:
+def model(
+    target: int = 1, *, ready: int | None = None, each: ReplicaObservation | None = None, **changes: Any
+) -> ModelObservation:
     """`ready` replicas (all, unless said) with the same readings `each`; the others of the target are starting."""
     count = target if ready is None else ready
-    reading = each or ReplicaSeen("", Phase.READY, 0, 0, 0.0, 0.0)
+    reading = each or ReplicaObservation("", Phase.READY, 0, 0, 0.0, 0.0)
     replicas = [reading._replace(replica_id=f"r{n}") for n in range(count)]
-    replicas += [ReplicaSeen(f"s{n}", Phase.STARTING) for n in range(count, target)]
+    replicas += [ReplicaObservation(f"s{n}", Phase.STARTING) for n in range(count, target)]
     totals = {"arrivals_total": 0.0, "finished_total": 0.0, "prompt_tokens_total": 0.0, "output_tokens_total": 0.0}
-    return ModelSeen(**{"name": "m", "target": target, "replicas": tuple(replicas), **totals, **changes})
+    return ModelObservation(**{"name": "m", "target": target, "replicas": tuple(replicas), **totals, **changes})
 
 
 def reading(
@@ -43,30 +47,30 @@ def reading(
     kv: float | None = 0.0,
     gpu: float | None = 0.0,
     sick: bool = False,
-) -> ReplicaSeen:
+) -> ReplicaObservation:
     """One ready replica."""
-    return ReplicaSeen("r", Phase.READY, waiting, running, kv, gpu, sick=sick)
+    return ReplicaObservation("r", Phase.READY, waiting, running, kv, gpu, sick=sick)
 
 
-def fleet(*models: ModelSeen, gpus: int = 12) -> Observation:
+def fleet(*models: ModelObservation, gpus: int = 12) -> Observation:
     return Observation(0.0, models, gpus)
 
 
-def answers(rule: Wisher, of: ModelSpec, series: Sequence[tuple[float, ModelSeen]]) -> list[Wish]:
+def answers(rule: Proposer, of: ModelSpec, series: Sequence[tuple[float, ModelObservation]]) -> list[Proposal]:
     """What the rule answers to each (time, observation), remembering."""
     memory: Any = None
-    wishes = []
+    proposals = []
     for at_s, seen in series:
-        wish, memory = rule.wish(of, seen, at_s, memory)
-        wishes.append(wish)
-    return wishes
+        proposal, memory = rule.propose(of, seen, at_s, memory)
+        proposals.append(proposal)
+    return proposals
 
 
 @dataclass
 class Loop:
     """Requests at a given rate that are all served at once, evenly, by replicas that take a time to start."""
 
-    rule: Wisher
+    rule: Proposer
     rate_rps: Callable[[float], float]
     target: int = 1
     of: ModelSpec = field(default_factory=spec)
@@ -86,11 +90,11 @@ class Loop:
         while self.at_s < until_s:
             self.at_s += TICK_S
             self.arrived += self.rate_rps(self.at_s) * TICK_S
-            wish, self.memory = self.rule.wish(self.of, self.see(), self.at_s, self.memory)
-            self.follow(max(self.of.min_replicas, min(self.of.max_replicas, wish.replicas)))
+            proposal, self.memory = self.rule.propose(self.of, self.see(), self.at_s, self.memory)
+            self.follow(max(self.of.min_replicas, min(self.of.max_replicas, proposal.replicas)))
         return self.targets
 
-    def see(self) -> ModelSeen:
+    def see(self) -> ModelObservation:
         ready = sum(1 for ready_s in self.ready_s if ready_s <= self.at_s)
         rate_rps = self.rate_rps(self.at_s)
         inside = PROFILE.in_service(rate_rps / ready, PROMPT, OUTPUT) if ready else 0.0

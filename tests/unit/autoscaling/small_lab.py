@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from raylane.autoscaling.decision import Decision, Move, Reason, Target
+from raylane.autoscaling.constrain import WatchedFor
+from raylane.autoscaling.decision import Decision, Reason, ReplicaMove, Target
 from raylane.autoscaling.lab.setup import ColdStart, LabModel, Setup
 from raylane.autoscaling.lab.world import ModelState, World
-from raylane.autoscaling.observation import ModelSeen, Observation, Phase
-from raylane.autoscaling.policy import ModelSpec, Policy, Wish
+from raylane.autoscaling.observation import Observation, Phase
+from raylane.autoscaling.pipeline import Policy
 from raylane.autoscaling.profile import capacity_profile
+from raylane.autoscaling.propose import Memory
+from raylane.autoscaling.rules.fixed import Fixed
+from raylane.autoscaling.share import in_turn
+from raylane.autoscaling.spec import ModelSpec
 from raylane.autoscaling.traces.shapes import generate, shape_from_data
 from raylane.autoscaling.traces.trace import Trace
 from raylane.cluster.recording import load_recording
@@ -66,27 +71,34 @@ def setup(models: Sequence[LabModel], traces: Mapping[str, Trace], hold_timeout_
 
 @dataclass
 class Script:
-    """An arbiter that gives what was written for the time, and keeps what it saw."""
+    """What is decided at which time, and what was seen then."""
 
     targets: Callable[[str, float], int]
-    moves: list[tuple[float, Callable[[Observation], Move]]] = field(default_factory=list)
+    moves: list[tuple[float, Callable[[Observation], ReplicaMove]]] = field(default_factory=list)
     seen: list[Observation] = field(default_factory=list)
 
-    def share(self, wishes: Mapping[str, Wish], specs: Mapping[str, ModelSpec], seen: Observation) -> Decision:
+    def decide(self, seen: Observation) -> Decision:
         self.seen.append(seen)
         due = [make(seen) for at_s, make in self.moves if at_s == seen.at_s]
-        return Decision({n: Target(self.targets(n, seen.at_s), Reason.STATIC) for n in wishes}, tuple(due))
+        targets = {one.name: Target(self.targets(one.name, seen.at_s), Reason.STATIC) for one in seen.models}
+        return Decision(targets, tuple(due))
 
 
-class Keep:
-    """Wishes for what there is."""
+@dataclass(frozen=True)
+class Scripted(Policy):
+    """Decides what is written, whatever a rule would propose."""
 
-    def wish(self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: None) -> tuple[Wish, None]:
-        return Wish(seen.target, Reason.STATIC), None
+    script: Script | None = None
+
+    def decide(
+        self, seen: Observation, memory: Memory, watched: WatchedFor = WatchedFor.LONG
+    ) -> tuple[Decision, Memory]:
+        assert self.script is not None
+        return self.script.decide(seen), memory
 
 
 def scripted(made: Setup, script: Script, every_s: float = 5.0) -> Policy:
-    return Policy({m.spec.name: m.spec for m in made.models}, Keep(), script, every_s)
+    return Scripted({m.spec.name: m.spec for m in made.models}, Fixed(), in_turn, every_s, script=script)
 
 
 def steps(*changes: tuple[float, int]) -> Callable[[str, float], int]:
@@ -94,7 +106,7 @@ def steps(*changes: tuple[float, int]) -> Callable[[str, float], int]:
     return lambda name, at_s: [count for from_s, count in changes if from_s <= at_s][-1]
 
 
-class Watched(World):
+class WatchedWorld(World):
     """Counts held GPUs and the requests of replicas by itself."""
 
     def __init__(self, made: Setup, policy: Policy, seed: int = 1) -> None:
@@ -123,8 +135,8 @@ class Watched(World):
         return sum(held * max(0.0, min(end_s, self.end_s) - at_s) for (at_s, held), end_s in pairs) / 3600
 
 
-def watched(made: Setup, script: Script, every_s: float = 5.0, seed: int = 1) -> Watched:
+def watched(made: Setup, script: Script, every_s: float = 5.0, seed: int = 1) -> WatchedWorld:
     """A finished replay."""
-    world = Watched(made, scripted(made, script, every_s), seed)
+    world = WatchedWorld(made, scripted(made, script, every_s), seed)
     world.run()
     return world

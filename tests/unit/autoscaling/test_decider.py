@@ -1,6 +1,5 @@
 """One look after another at a cluster whose replicas follow: what engines and gateways leave out moves no counts."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_values import config, report, snapshot
 
-from raylane.autoscaling.decider import Decided, Decider, Fleet, Look
+from raylane.autoscaling.live.decider import ClusterReading, Decided, Decider, FleetGpus
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.engines.base import EngineLoad
 from raylane.deployments.reports import ModelTraffic, Snapshot
@@ -20,7 +19,7 @@ PROMPT, OUTPUT = 500.0, 200.0
 
 
 @dataclass
-class Course:
+class LoadedModel:
     """A model under a constant load, decided about every 5 s; its replicas start at once."""
 
     load: Callable[[float], EngineLoad]
@@ -37,7 +36,7 @@ class Course:
         for n in range(int(seconds / TICK_S)):
             at_s = n * TICK_S
             decided = decider.decide(
-                self.config, Look(at_s, self._snapshot(at_s), {"m": self.target}, Fleet(12, "L40S"))
+                self.config, ClusterReading(at_s, self._snapshot(at_s), {"m": self.target}, FleetGpus(12, "L40S"))
             )
             self.target = decided.targets["m"].replicas
             self.targets.append(self.target)
@@ -57,9 +56,9 @@ class Course:
 
 
 def need(decided: Decided) -> float:
-    found = re.search(r"need ([\d.]+)", decided.targets["m"].detail)
+    found = decided.targets["m"].need
     assert found is not None
-    return float(found[1])
+    return found
 
 
 def one_gateway(
@@ -87,25 +86,25 @@ def tells(replicas: int, until_s: float = float("inf")) -> Callable[[float], Eng
 
 
 def test_engines_that_tell_no_tokens_keep_their_replicas_under_load() -> None:
-    busy = Course(lambda _: EngineLoad(0, 30, 0.3), one_gateway(), target=4)
+    busy = LoadedModel(lambda _: EngineLoad(0, 30, 0.3), one_gateway(), target=4)
     assert set(busy.run(1800.0)) == {4}
 
 
 def test_engines_that_tell_no_tokens_grow_by_what_they_hold_and_shrink_when_they_hold_nothing() -> None:
-    full = Course(lambda at_s: EngineLoad(40, 120, 0.3), one_gateway(), target=2)
+    full = LoadedModel(lambda at_s: EngineLoad(40, 120, 0.3), one_gateway(), target=2)
     assert full.run(120.0)[-1] > 2
-    quiet = Course(lambda at_s: EngineLoad(0, 0, 0.0), lambda _: ({"gw": {}}, {"gw": 0.2}), target=4)
+    quiet = LoadedModel(lambda at_s: EngineLoad(0, 0, 0.0), lambda _: ({"gw": {}}, {"gw": 0.2}), target=4)
     assert quiet.run(1800.0)[-1] == 1
 
 
 def test_token_counters_that_vanish_take_no_replica_away() -> None:
-    assert set(Course(tells(3, until_s=900.0), one_gateway(), target=3).run(3600.0)) == {3}
+    assert set(LoadedModel(tells(3, until_s=900.0), one_gateway(), target=3).run(3600.0)) == {3}
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_requests_whose_clients_leave_are_not_counted_twice(share: float) -> None:
     """They cost the tokens of the others here, so they change nothing."""
-    none, some = (Course(tells(3), one_gateway(cancelled), target=3) for cancelled in (0.0, share))
+    none, some = (LoadedModel(tells(3), one_gateway(cancelled), target=3) for cancelled in (0.0, share))
     none.run(600.0)
     some.run(600.0)
     assert some.need == pytest.approx(none.need, rel=0.02)
@@ -122,7 +121,7 @@ def test_a_gateway_of_two_that_is_late_is_no_jump_of_the_load(silent_s: float) -
             traffic[name] = {"m": ModelTraffic(received=half, completed=half)}
         return traffic, {"a": 0.2, "b": at_s - 600.0 + 0.2 if silent else 0.2}
 
-    assert set(Course(tells(3), gateways, target=3).run(900.0)) == {3}
+    assert set(LoadedModel(tells(3), gateways, target=3).run(900.0)) == {3}
 
 
 loads = st.fixed_dictionaries(
@@ -161,7 +160,9 @@ def test_while_it_warms_up_too_it_never_asks_for_more_gpus_than_there_are(
             traffic[name] = ModelTraffic(came[name], held=int(load["held"]), first_byte_wait_s=waits)
             engine = EngineLoad(int(load["waiting"]), 50, 0.5, came[name] * PROMPT, came[name] * OUTPUT)
             reports += [report(f"{name}{k}", name, load=engine) for k in range(targets[name])]
-        look = Look(n * TICK_S, snapshot(*reports, gateways={"gw": traffic}), targets, Fleet(gpus, "L40S"))
+        look = ClusterReading(
+            n * TICK_S, snapshot(*reports, gateways={"gw": traffic}), targets, FleetGpus(gpus, "L40S")
+        )
         decided = {name: target.replicas for name, target in decider.decide(deployed, look).targets.items()}
         assert sum(decided.values()) <= max(gpus, sum(targets.values()))
         targets = decided

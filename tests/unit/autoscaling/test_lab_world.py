@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_lab import Script, Watched, load, model, scripted, setup, steps, trace, watched
+from small_lab import Script, WatchedWorld, load, model, scripted, setup, steps, trace, watched
 
-from raylane.autoscaling.decision import Move
+from raylane.autoscaling.decision import ReplicaMove
 from raylane.autoscaling.lab.outcome import outcome
 from raylane.autoscaling.lab.world import World
 from raylane.autoscaling.observation import Observation, Phase
@@ -134,15 +134,15 @@ def test_a_cold_start_that_was_cancelled_never_serves() -> None:
     assert world.models[0].allocated == [(5.0, 50.0, 1)]
 
 
-def pair_move(seen: Observation) -> Move:
+def pair_move(seen: Observation) -> ReplicaMove:
     """The first replica of a, to the first GPU that nobody holds."""
     first = seen.models[0].replicas[0]
     held = {uuid for one in seen.models for replica in one.replicas for uuid in replica.gpus}
     host = next(iter(setup([model()], {"a": load(1.0)}).hosts))
-    return Move(first.replica_id, (next(gpu.uuid for gpu in host.gpus if gpu.uuid not in held),), "test")
+    return ReplicaMove(first.replica_id, (next(gpu.uuid for gpu in host.gpus if gpu.uuid not in held),), "test")
 
 
-def moved(targets: Callable[[str, float], int]) -> tuple[Watched, Script]:
+def moved(targets: Callable[[str, float], int]) -> tuple[WatchedWorld, Script]:
     script = Script(targets, moves=[(100.0, pair_move)])
     return watched(setup([model(initial=2)], {"a": load(4.0)}), script), script
 
@@ -188,7 +188,7 @@ def test_how_often_nothing_is_decided_changes_nothing(every_s: float) -> None:
 def stays_s(taken: bool) -> tuple[float, int]:
     """Mean time of the requests of a model on two GPUs, and its second-best starts; one GPU of each pair `taken`."""
     made = setup([model("b", gpus=2, initial=0)], {"b": load(2.0, 300.0, seed=2)})
-    world = Watched(made, scripted(made, Script(steps((0, 1)))))
+    world = WatchedWorld(made, scripted(made, Script(steps((0, 1)))))
     host = made.hosts[0]
     for domain in partition(host_links(host).costs, 2, host_links(host).far) if taken else ():
         assert len(domain) == 2

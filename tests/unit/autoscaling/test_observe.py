@@ -8,13 +8,13 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from live_values import DRAINING, NAN, READY, STARTING, config, report, snapshot
 
-from raylane.autoscaling.observation import ModelSeen, Phase
+from raylane.autoscaling.observation import ModelObservation, Phase
 from raylane.autoscaling.observe import Totals, observe
 from raylane.deployments.engines.base import EngineLoad
 from raylane.deployments.reports import ModelTraffic, MoveResult, MoveState, ReplicaReport, ReplicaState, Snapshot
 
 
-def see(*looks: Snapshot, target: int = 1, woken: tuple[str, ...] = ()) -> ModelSeen:
+def see(*looks: Snapshot, target: int = 1, woken: tuple[str, ...] = ()) -> ModelObservation:
     """The one model as it is seen in the last of these looks."""
     totals, seen = Totals(), None
     for at_s, look in enumerate(looks):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from raylane.autoscaling import ray_scaler
-from raylane.autoscaling.scaler import READ_TIMEOUT_S
+from raylane.autoscaling.live import ray_scaler
+from raylane.autoscaling.live.scaler import READ_TIMEOUT_S
 from raylane.cluster.errors import FailedError
 
 

@@ -4,11 +4,13 @@ import pytest
 from seen_models import answers, model, reading, spec
 
 from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.observation import ModelSeen
+from raylane.autoscaling.observation import ModelObservation
 from raylane.autoscaling.rules.apa import Apa
 
 
-def used(target: int, kv: float | None, waiting: int | None = 0, ready: int | None = None, held: int = 0) -> ModelSeen:
+def used(
+    target: int, kv: float | None, waiting: int | None = 0, ready: int | None = None, held: int = 0
+) -> ModelObservation:
     return model(target, ready=ready, each=reading(5, waiting, kv), held=held)
 
 
@@ -29,9 +31,9 @@ def used(target: int, kv: float | None, waiting: int | None = 0, ready: int | No
         pytest.param(model(0, held=4), (1, Reason.WAKE), id="a held request wakes"),
     ],
 )
-def test_ratios(seen: ModelSeen, expected: tuple[int, Reason]) -> None:
-    wish = answers(Apa(), spec(), [(5.0 * n, seen) for n in range(40)])[-1]
-    assert (wish.replicas, wish.reason) == expected
+def test_ratios(seen: ModelObservation, expected: tuple[int, Reason]) -> None:
+    proposal = answers(Apa(), spec(), [(5.0 * n, seen) for n in range(40)])[-1]
+    assert (proposal.replicas, proposal.reason) == expected
 
 
 @pytest.mark.parametrize(
@@ -44,8 +46,8 @@ def test_it_shrinks_to_the_largest_wish_of_the_stabilisation(after_s: int, expec
 
 
 def test_growth_is_not_stabilised() -> None:
-    wishes = answers(Apa(window_s=0.0), spec(), [(0.0, used(4, 0.5)), (5.0, used(4, 1.0))])
-    assert wishes[-1].replicas == 8
+    proposals = answers(Apa(window_s=0.0), spec(), [(0.0, used(4, 0.5)), (5.0, used(4, 1.0))])
+    assert proposals[-1].replicas == 8
 
 
 def test_readings_are_averaged_over_the_window() -> None:

@@ -3,15 +3,14 @@
 import pytest
 from seen_models import HOLDS, OUTPUT, PROMPT, answers, model, reading, spec
 
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.observation import ModelSeen
-from raylane.autoscaling.policy import Wish
+from raylane.autoscaling.decision import Proposal, Reason
+from raylane.autoscaling.observation import ModelObservation
 from raylane.autoscaling.rules.kpa import Kpa
 
 TARGET = 0.7 * HOLDS
 
 
-def holding(loads: float, target: int, ready: int | None = None, begun: bool = True) -> ModelSeen:
+def holding(loads: float, target: int, ready: int | None = None, begun: bool = True) -> ModelObservation:
     """`loads` times the requests one replica should have, spread over the ready ones."""
     done = 1000.0 if begun else 0.0
     count = target if ready is None else ready
@@ -26,7 +25,7 @@ def holding(loads: float, target: int, ready: int | None = None, begun: bool = T
     )
 
 
-def run(rule: Kpa, *phases: tuple[float, ModelSeen]) -> list[Wish]:
+def run(rule: Kpa, *phases: tuple[float, ModelObservation]) -> list[Proposal]:
     """Each observation for so many seconds, every five."""
     series = [
         (
@@ -73,21 +72,21 @@ def run(rule: Kpa, *phases: tuple[float, ModelSeen]) -> list[Wish]:
         ),
     ],
 )
-def test_windows_and_rates(phases: list[tuple[float, ModelSeen]], expected: tuple[int, Reason]) -> None:
-    wish = run(Kpa(), *phases)[-1]
-    assert (wish.replicas, wish.reason) == expected
+def test_windows_and_rates(phases: list[tuple[float, ModelObservation]], expected: tuple[int, Reason]) -> None:
+    proposal = run(Kpa(), *phases)[-1]
+    assert (proposal.replicas, proposal.reason) == expected
 
 
 def test_a_slow_rise_does_not_panic() -> None:
-    wishes = run(Kpa(panic_threshold=10.0), (300.0, holding(0.5, 1)), (30.0, holding(3.0, 1)))
-    assert wishes[-1].replicas == 1
+    proposals = run(Kpa(panic_threshold=10.0), (300.0, holding(0.5, 1)), (30.0, holding(3.0, 1)))
+    assert proposals[-1].replicas == 1
 
 
 @pytest.mark.parametrize(("after_s", "expected"), [(100.0, 4), (260.0, 2)], ids=["within the delay", "after it"])
 def test_scale_down_delay(after_s: float, expected: int) -> None:
     rule = Kpa(stable_s=30.0, panic_s=10.0, scale_down_delay_s=200.0)
-    wishes = run(rule, (300.0, holding(3.9, 4)), (after_s, holding(1.9, 4)))
-    assert wishes[-1].replicas == expected
+    proposals = run(rule, (300.0, holding(3.9, 4)), (after_s, holding(1.9, 4)))
+    assert proposals[-1].replicas == expected
 
 
 def test_a_smaller_share_asks_for_more() -> None:

@@ -3,15 +3,14 @@
 import pytest
 from seen_models import OUTPUT, PROMPT, RATE_RPS, answers, model, reading, spec
 
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.observation import ModelSeen, Phase, ReplicaSeen
-from raylane.autoscaling.policy import Wish
+from raylane.autoscaling.decision import Proposal, Reason
+from raylane.autoscaling.observation import ModelObservation, Phase, ReplicaObservation
 from raylane.autoscaling.rules.planner import Planner
 
 CALM, MIDDLING, LATE = reading(5, 0), reading(5, 29), reading(5, 80)
 
 
-def with_totals(seen: ModelSeen, done: float) -> ModelSeen:
+def with_totals(seen: ModelObservation, done: float) -> ModelObservation:
     return seen._replace(
         arrivals_total=done,
         finished_total=done,
@@ -20,7 +19,7 @@ def with_totals(seen: ModelSeen, done: float) -> ModelSeen:
     )
 
 
-def run(rule: Planner, *phases: tuple[float, float, ModelSeen]) -> list[Wish]:
+def run(rule: Planner, *phases: tuple[float, float, ModelObservation]) -> list[Proposal]:
     """Each observation for so many seconds at so many replicas' load, every five seconds."""
     at_s, done = 0.0, 0.0
     series = [(at_s, with_totals(phases[0][2], done))]
@@ -45,10 +44,10 @@ def run(rule: Planner, *phases: tuple[float, float, ModelSeen]) -> list[Wish]:
         pytest.param(0.5, model(0, held=1), (1, Reason.WAKE), id="a held request wakes"),
     ],
 )
-def test_floor_and_feedback(loads: float, seen: ModelSeen, expected: tuple[int, Reason]) -> None:
+def test_floor_and_feedback(loads: float, seen: ModelObservation, expected: tuple[int, Reason]) -> None:
     """After the first plan."""
-    wish = run(Planner(), (185.0, loads, seen))[-1]
-    assert (wish.replicas, wish.reason) == expected
+    proposal = run(Planner(), (185.0, loads, seen))[-1]
+    assert (proposal.replicas, proposal.reason) == expected
 
 
 def test_one_late_replica_of_two_adds_none() -> None:
@@ -59,14 +58,14 @@ def test_one_late_replica_of_two_adds_none() -> None:
 
 def test_nothing_goes_while_one_drains() -> None:
     seen = model(4, each=CALM)
-    draining = seen._replace(replicas=(*seen.replicas, ReplicaSeen("d", Phase.DRAINING)))
-    assert [wish.replicas for wish in run(Planner(), (10.0, 0.5, draining))] == [4, 4, 4]
+    draining = seen._replace(replicas=(*seen.replicas, ReplicaObservation("d", Phase.DRAINING)))
+    assert [proposal.replicas for proposal in run(Planner(), (10.0, 0.5, draining))] == [4, 4, 4]
     assert run(Planner(), (10.0, 0.5, seen))[-1].replicas == 3
 
 
 def test_the_floor_is_planned_every_three_minutes() -> None:
-    wishes = run(Planner(), (360.0, 2.5, model(1, each=CALM)))
-    first = next(n for n, wish in enumerate(wishes) if wish.replicas > 1)
+    proposals = run(Planner(), (360.0, 2.5, model(1, each=CALM)))
+    first = next(n for n, proposal in enumerate(proposals) if proposal.replicas > 1)
     assert first * 5 == 180
 
 

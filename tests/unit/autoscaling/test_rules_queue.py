@@ -4,15 +4,17 @@ import pytest
 from seen_models import answers, model, reading, spec
 
 from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.observation import ModelSeen
+from raylane.autoscaling.observation import ModelObservation
 from raylane.autoscaling.rules.queue import QueueOnly
 
 
-def used(target: int, kv: float | None, waiting: int | None = 0, ready: int | None = None, held: int = 0) -> ModelSeen:
+def used(
+    target: int, kv: float | None, waiting: int | None = 0, ready: int | None = None, held: int = 0
+) -> ModelObservation:
     return model(target, ready=ready, each=reading(5, waiting, kv), held=held)
 
 
-def mixed(*replicas: tuple[float, int]) -> ModelSeen:
+def mixed(*replicas: tuple[float, int]) -> ModelObservation:
     """Replicas by (KV use, waiting)."""
     seen = model(len(replicas))
     return seen._replace(
@@ -22,9 +24,9 @@ def mixed(*replicas: tuple[float, int]) -> ModelSeen:
     )
 
 
-def after_a_minute(seen: ModelSeen, rule: QueueOnly | None = None) -> tuple[int, Reason]:
-    wish = answers(rule or QueueOnly(), spec(), [(5.0 * n, seen) for n in range(13)])[-1]
-    return wish.replicas, wish.reason
+def after_a_minute(seen: ModelObservation, rule: QueueOnly | None = None) -> tuple[int, Reason]:
+    proposal = answers(rule or QueueOnly(), spec(), [(5.0 * n, seen) for n in range(13)])[-1]
+    return proposal.replicas, proposal.reason
 
 
 @pytest.mark.parametrize(
@@ -50,19 +52,19 @@ def after_a_minute(seen: ModelSeen, rule: QueueOnly | None = None) -> tuple[int,
         pytest.param(model(0), (0, Reason.IDLE), id="zero stays zero"),
     ],
 )
-def test_once_a_minute(seen: ModelSeen, expected: tuple[int, Reason]) -> None:
+def test_once_a_minute(seen: ModelObservation, expected: tuple[int, Reason]) -> None:
     assert after_a_minute(seen) == expected
 
 
 def test_nothing_between_the_minutes() -> None:
-    wishes = answers(QueueOnly(), spec(), [(5.0 * n, used(2, 0.9)) for n in range(25)])
-    assert [n * 5 for n, wish in enumerate(wishes) if wish.replicas != 2] == [60, 120]
+    proposals = answers(QueueOnly(), spec(), [(5.0 * n, used(2, 0.9)) for n in range(25)])
+    assert [n * 5 for n, proposal in enumerate(proposals) if proposal.replicas != 2] == [60, 120]
 
 
 def test_it_goes_by_the_peak_of_the_minute() -> None:
     series = [(5.0 * n, used(2, 0.75 if n == 4 else 0.1)) for n in range(25)]
-    wishes = answers(QueueOnly(), spec(), series)
-    assert (wishes[12].replicas, wishes[24].replicas) == (3, 1)
+    proposals = answers(QueueOnly(), spec(), series)
+    assert (proposals[12].replicas, proposals[24].replicas) == (3, 1)
 
 
 def test_a_peak_is_kept_over_a_missing_reading() -> None:

@@ -11,7 +11,7 @@ from ray.serve.config import AutoscalingConfig
 from seen_models import HOLDS, OUTPUT, PROMPT, answers, model, reading, spec
 
 from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.observation import ModelSeen, Phase, ReplicaSeen
+from raylane.autoscaling.observation import ModelObservation, Phase, ReplicaObservation
 from raylane.autoscaling.rules.ray_default import RayDefault, RayMemory
 
 
@@ -54,10 +54,10 @@ def test_it_decides_as_ray_does(config: dict[str, float], seed: int, monkeypatch
         monkeypatch.setattr("ray.serve.autoscaling_policy.time", now)
         context: Any = RaysContext(settings, ready, target, total, state)
         asked, state = theirs(context)
-        wish, memory = ours.wish(spec(), _with(total, ready, target), at_s, memory)
-        assert wish.replicas == math.ceil(asked), f"at {at_s} s with {total} requests in {ready} of {target}"
-        differing += wish.replicas != target
-        target = wish.replicas
+        proposal, memory = ours.propose(spec(), _with(total, ready, target), at_s, memory)
+        assert proposal.replicas == math.ceil(asked), f"at {at_s} s with {total} requests in {ready} of {target}"
+        differing += proposal.replicas != target
+        target = proposal.replicas
     assert differing >= 3
 
 
@@ -71,13 +71,13 @@ def _requests(random: random.Random, count: int) -> list[int]:
     return totals[:count]
 
 
-def _with(total: int, ready: int, target: int) -> ModelSeen:
+def _with(total: int, ready: int, target: int) -> ModelObservation:
     """That many requests in all: on the first replica, or held while none is ready."""
-    replicas = [ReplicaSeen(f"r{n}", Phase.READY, 0, total if n == 0 else 0) for n in range(ready)]
+    replicas = [ReplicaObservation(f"r{n}", Phase.READY, 0, total if n == 0 else 0) for n in range(ready)]
     return model(target)._replace(replicas=tuple(replicas), held=0 if ready else total)
 
 
-def busy(target: int, running: int, ready: int | None = None, waiting: int = 0) -> ModelSeen:
+def busy(target: int, running: int, ready: int | None = None, waiting: int = 0) -> ModelObservation:
     return model(target, ready=ready, each=reading(running, waiting))
 
 
@@ -109,25 +109,25 @@ def busy(target: int, running: int, ready: int | None = None, waiting: int = 0) 
         ),
     ],
 )
-def test_delays(rule: RayDefault, seen: ModelSeen, seconds: int, expected: tuple[int, Reason]) -> None:
+def test_delays(rule: RayDefault, seen: ModelObservation, seconds: int, expected: tuple[int, Reason]) -> None:
     """The answer after so many seconds of the same observation."""
-    wish = answers(rule, spec(), [(float(at_s), seen) for at_s in range(0, seconds + 1, 5)])[-1]
-    assert (wish.replicas, wish.reason) == expected
+    proposal = answers(rule, spec(), [(float(at_s), seen) for at_s in range(0, seconds + 1, 5)])[-1]
+    assert (proposal.replicas, proposal.reason) == expected
 
 
 def test_a_moment_of_calm_starts_the_delay_anew() -> None:
     rule = RayDefault(look_back_s=0.0)
     series = [(5.0 * n, busy(1, 2 if n == 5 else 8)) for n in range(14)]
     grew_at_s = next(
-        at_s for (at_s, _), wish in zip(series, answers(rule, spec(), series), strict=True) if wish.replicas > 1
+        at_s for (at_s, _), proposal in zip(series, answers(rule, spec(), series), strict=True) if proposal.replicas > 1
     )
     assert grew_at_s == 60.0
 
 
 def test_requests_are_averaged_over_the_look_back() -> None:
     rule = RayDefault(upscale_delay_s=0.0, look_back_s=30.0)
-    wishes = answers(rule, spec(), [(5.0 * n, busy(1, 12 if n == 6 else 0)) for n in range(7)])
-    assert wishes[-1].replicas == 1
+    proposals = answers(rule, spec(), [(5.0 * n, busy(1, 12 if n == 6 else 0)) for n in range(7)])
+    assert proposals[-1].replicas == 1
 
 
 def test_a_share_of_the_profile_replaces_the_number() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from seen_models import model, reading, spec
 
-from raylane.autoscaling.observation import ModelSeen, Phase, ReplicaSeen, clean
+from raylane.autoscaling.observation import ModelObservation, Phase, ReplicaObservation, clean
 from raylane.autoscaling.rules.fixed import Fixed
 from raylane.autoscaling.rules.readings import (
     Series,
@@ -27,13 +27,13 @@ from raylane.autoscaling.rules.readings import (
         pytest.param(model(0, held=4), 4.0, id="held ones without a replica"),
         pytest.param(model(2, each=reading(None), held=4), None, id="unknown"),
         pytest.param(
-            model(0)._replace(replicas=(reading(4), reading(None), ReplicaSeen("d", Phase.DRAINING, 9, 9))),
+            model(0)._replace(replicas=(reading(4), reading(None), ReplicaObservation("d", Phase.DRAINING, 9, 9))),
             8.0,
             id="an unknown one as the others, a draining one not at all",
         ),
     ],
 )
-def test_ongoing(seen: ModelSeen, expected: float | None) -> None:
+def test_ongoing(seen: ModelObservation, expected: float | None) -> None:
     assert ongoing(seen) == expected
 
 
@@ -45,7 +45,7 @@ def test_ongoing(seen: ModelSeen, expected: float | None) -> None:
         pytest.param(model(1, each=reading(None)), 1, id="unknown: one"),
     ],
 )
-def test_the_last_one_is_kept_for_requests(seen: ModelSeen, expected: int) -> None:
+def test_the_last_one_is_kept_for_requests(seen: ModelObservation, expected: int) -> None:
     assert keep_one(seen, 0) == expected
 
 
@@ -103,5 +103,5 @@ def test_possible_readings_are_left_as_they_are() -> None:
     ],
 )
 def test_fixed(replicas: dict[str, int] | int, expected: int) -> None:
-    wish, memory = Fixed(replicas).wish(spec(), model(2, held=3), 0.0)
-    assert (wish.replicas, memory) == (expected, None)
+    proposal, memory = Fixed(replicas).propose(spec(), model(2, held=3), 0.0)
+    assert (proposal.replicas, memory) == (expected, None)

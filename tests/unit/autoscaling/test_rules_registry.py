@@ -1,6 +1,8 @@
 """Every rule by name, and what holds for all of them whatever they see."""
 
+import re
 from dataclasses import fields
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -9,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seen_models import model, spec
 
-from raylane.autoscaling.arbiter import LossArbiter
-from raylane.autoscaling.observation import ModelSeen, Observation, Phase, ReplicaSeen
-from raylane.autoscaling.policy import Policy, Wisher
-from raylane.autoscaling.rules.registry import RULES, RuleEntry, build_rule
+from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
+from raylane.autoscaling.pipeline import Policy
+from raylane.autoscaling.propose import Proposer
+from raylane.autoscaling.rules.entry import RuleEntry
+from raylane.autoscaling.rules.registry import RULES, build_rule, deployable_policies
+from raylane.autoscaling.share import by_loss
 from raylane.cluster.errors import UsageError
 
 NAMES = sorted(RULES)
@@ -64,8 +68,8 @@ BAD_KNOBS: list[tuple[str, str, object, str]] = [
     ("slo", "hold_s", True, "a valid number"),
     ("slo", "forecast", 1, "a valid boolean"),
     ("kpa", "max_down_rate", 0, "greater than or equal to 1"),
-    ("fixed", "replicas", 2.5, "a valid dictionary or a valid integer"),
-    ("fixed", "replicas", -1, "a valid dictionary or greater than or equal to 0"),
+    ("fixed", "replicas", 2.5, "a valid dictionary; Input should be a valid integer"),
+    ("fixed", "replicas", -1, "a valid dictionary; Input should be greater than or equal to 0"),
     ("fixed", "replicas", {"m": 1.5}, "a valid integer"),
     ("utilization", "step", 1.5, "a valid integer"),
     ("utilization", "step", -3, "greater than 0"),
@@ -78,7 +82,7 @@ BAD_KNOBS: list[tuple[str, str, object, str]] = [
 def test_values_that_a_knob_cannot_have_are_refused(name: str, knob: str, value: object, wanted: str) -> None:
     with pytest.raises(UsageError) as refused:
         build_rule(name, **{knob: value})
-    assert f"rule {name!r}: knob {knob} should be {wanted}" in str(refused.value)
+    assert f"rule {name!r}: knob {knob}: Input should be {wanted}" in str(refused.value)
     assert str(refused.value).endswith(f"(got {value!r})")
 
 
@@ -109,22 +113,22 @@ def test_an_ablation_differs_from_the_whole_rule() -> None:
     assert whole not in parts
 
 
-def observations(seed: int) -> list[ModelSeen]:
+def observations(seed: int) -> list[ModelObservation]:
     """A series whose totals mostly grow, with readings that are missing or impossible now and then."""
     draw = Random(seed)
 
     def reading(most: float) -> Any:
         return draw.choice([*NOISE, 0, most, int(draw.uniform(0, most)), draw.uniform(0, most), draw.uniform(0, most)])
 
-    def replica(n: int) -> ReplicaSeen:
+    def replica(n: int) -> ReplicaObservation:
         phase, sick = draw.choice(list(Phase)), draw.random() < 0.2
-        return ReplicaSeen(f"r{n}", phase, reading(300), reading(300), reading(1.0), reading(1.0), sick=sick)
+        return ReplicaObservation(f"r{n}", phase, reading(300), reading(300), reading(1.0), reading(1.0), sick=sick)
 
     total = 0.0
     series = []
     for _ in range(draw.randint(1, 15)):
         total += draw.choice([0.0, 1.0, 50.0, 5000.0]) * draw.random()
-        seen = ModelSeen(
+        seen = ModelObservation(
             "m",
             draw.randint(0, 12),
             tuple(replica(n) for n in range(draw.randint(0, 4))),
@@ -140,8 +144,8 @@ def observations(seed: int) -> list[ModelSeen]:
     return series
 
 
-def decide(rule: Wisher, series: list[ModelSeen], every_s: float) -> list[int]:
-    policy = Policy({"m": spec(most=10_000)}, rule, LossArbiter())
+def decide(rule: Proposer, series: list[ModelObservation], every_s: float) -> list[int]:
+    policy = Policy({"m": spec(most=10_000)}, rule, by_loss)
     memory: Any = {}
     targets = []
     for n, seen in enumerate(series):
@@ -171,7 +175,7 @@ def test_a_held_request_wakes_a_model_from_zero_at_once(name: str, before_s: int
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_known_changes_nothing(name: str) -> None:
-    blind = ModelSeen("m", 3, tuple(ReplicaSeen(f"r{n}", Phase.READY) for n in range(3)))
+    blind = ModelObservation("m", 3, tuple(ReplicaObservation(f"r{n}", Phase.READY) for n in range(3)))
     rule = build_rule(name, **({"replicas": 3} if name == "fixed" else {}))
     assert decide(rule, [blind] * 50, 61.0) == [3] * 50
 
@@ -179,3 +183,9 @@ def test_nothing_known_changes_nothing(name: str) -> None:
 def test_what_an_entry_says_is_one_line() -> None:
     entries: list[RuleEntry] = list(RULES.values())
     assert all(0 < len(entry.description) < 110 and "\n" not in entry.description for entry in entries)
+
+
+def test_the_docs_list_the_policies_of_a_config() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "autoscaling.md").read_text(encoding="utf-8")
+    (row,) = (line for line in page.splitlines() if line.startswith("| `policy` |"))
+    assert sorted(re.findall(r"`([\w-]+)`", row.split("|")[3])) == sorted(deployable_policies())

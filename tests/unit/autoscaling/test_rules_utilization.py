@@ -4,11 +4,11 @@ import pytest
 from seen_models import OUTPUT, PROMPT, RATE_RPS, Loop, answers, model, reading, spec
 
 from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.observation import ModelSeen
+from raylane.autoscaling.observation import ModelObservation
 from raylane.autoscaling.rules.utilization import Utilization
 
 
-def used(target: int, gpu: float | None, **changes: int) -> ModelSeen:
+def used(target: int, gpu: float | None, **changes: int) -> ModelObservation:
     return model(target, each=reading(3, gpu=gpu), **changes)
 
 
@@ -27,9 +27,9 @@ def used(target: int, gpu: float | None, **changes: int) -> ModelSeen:
         pytest.param(Utilization(), model(0, held=1), (1, Reason.WAKE), id="a held request wakes"),
     ],
 )
-def test_thresholds(rule: Utilization, seen: ModelSeen, expected: tuple[int, Reason]) -> None:
-    wish = answers(rule, spec(), [(0.0, seen)])[-1]
-    assert (wish.replicas, wish.reason) == expected
+def test_thresholds(rule: Utilization, seen: ModelObservation, expected: tuple[int, Reason]) -> None:
+    proposal = answers(rule, spec(), [(0.0, seen)])[-1]
+    assert (proposal.replicas, proposal.reason) == expected
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,15 @@ def test_thresholds(rule: Utilization, seen: ModelSeen, expected: tuple[int, Rea
 def test_cooldown(rule: Utilization, gpu: float, after_s: int, expected: int) -> None:
     """A change from 2 to 3 at 0 s; the answer after so many seconds at 3 replicas."""
     series = [(0.0, used(2, 0.9)), *((float(at_s), used(3, gpu)) for at_s in range(5, after_s + 1, 5))]
-    wishes = answers(rule, spec(), series)
-    assert wishes[0].replicas == 3
+    proposals = answers(rule, spec(), series)
+    assert proposals[0].replicas == 3
     if gpu > 0.5 or after_s >= 100:
-        assert wishes[-1].replicas == expected
+        assert proposals[-1].replicas == expected
 
 
-def test_a_wish_that_was_not_granted_does_not_cool() -> None:
-    wishes = answers(Utilization(), spec(), [(0.0, used(2, 0.9)), (5.0, used(2, 0.9))])
-    assert [wish.replicas for wish in wishes] == [3, 3]
+def test_a_proposal_that_was_not_granted_does_not_cool() -> None:
+    proposals = answers(Utilization(), spec(), [(0.0, used(2, 0.9)), (5.0, used(2, 0.9))])
+    assert [proposal.replicas for proposal in proposals] == [3, 3]
 
 
 def test_readings_are_averaged_over_the_window() -> None:

@@ -7,7 +7,7 @@ import pytest
 from live_values import report, snapshot
 from scaler_bench import HOUR_S, bench
 
-from raylane.autoscaling import ray_scaler
+from raylane.autoscaling.live import ray_scaler
 
 
 async def test_a_shadow_touches_nothing_and_adds_up_what_it_would_have_saved() -> None:

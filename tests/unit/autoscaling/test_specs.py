@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from live_values import SLO, config
 
-from raylane.autoscaling.specs import check_scaling, chosen_rule, model_specs, with_cold_starts
+from raylane.autoscaling.live.specs import check_scaling, chosen_policy, model_specs, with_cold_starts
+from raylane.autoscaling.rules.registry import RULES, build_rule, deployable_policies
+from raylane.autoscaling.share import SHARINGS
 from raylane.cluster.errors import UsageError
 from raylane.deployments.applications import change, merge
 from raylane.deployments.builtin import builtin_config
 from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.scaling_config import ScalingConfig
+from raylane.deployments.scaling_config import ScalingConfig, SharingName
 
 VLLM = {"kind": "vllm", "max_model_len": 8192}
 CAPACITY = {"step_ms": 20, "prompt_token_ms": 0.1, "context_token_ms": 0.0002, "kv_tokens": 100_000}
@@ -108,11 +110,15 @@ def test_what_is_missing_is_named_with_file_and_key(model: dict[str, Any], card:
     [
         pytest.param({"burst_margim": 1.0}, "no knob 'burst_margim'; it has burst_margin", id="an unknown knob"),
         pytest.param(
-            {"burst_margin": "much"}, r"burst_margin should be a valid number \(got 'much'\)", id="text for a number"
+            {"burst_margin": "much"},
+            r"burst_margin: Input should be a valid number \(got 'much'\)",
+            id="text for a number",
         ),
-        pytest.param({"burst_margin": True}, "burst_margin should be a valid number", id="yes for a number"),
-        pytest.param({"forecast": 1}, "forecast should be a valid boolean", id="a number for yes or no"),
-        pytest.param({"target_load": 0}, r"target_load should be greater than 0 \(got 0\)", id="out of its bounds"),
+        pytest.param({"burst_margin": True}, "burst_margin: Input should be a valid number", id="yes for a number"),
+        pytest.param({"forecast": 1}, "forecast: Input should be a valid boolean", id="a number for yes or no"),
+        pytest.param(
+            {"target_load": 0}, r"target_load: Input should be greater than 0 \(got 0\)", id="out of its bounds"
+        ),
     ],
 )
 def test_wrong_knobs_are_refused(knobs: dict[str, Any], message: str) -> None:
@@ -120,13 +126,28 @@ def test_wrong_knobs_are_refused(knobs: dict[str, Any], message: str) -> None:
         check_scaling(config({"knobs": knobs}, m={}), "L40S", "f.yaml")
 
 
-@pytest.mark.parametrize("policy", list(ScalingConfig.model_fields["policy"].annotation.__args__))  # type: ignore[union-attr]
-def test_every_policy_of_the_config_has_a_rule(policy: str) -> None:
-    assert chosen_rule(ScalingConfig.model_validate({"policy": policy}), "f")
+@pytest.mark.parametrize("policy", deployable_policies())
+def test_a_policy_of_the_config_is_its_rule_and_shares_as_its_entry_says(policy: str) -> None:
+    chosen = chosen_policy(ScalingConfig(policy=policy), {}, (), "f")
+    assert (chosen.proposer, chosen.sharing) == (build_rule(policy), RULES[policy].sharing)
+
+
+@pytest.mark.parametrize("policy", ["slow", "", "slo-no-band", "static"])
+def test_what_is_no_policy_is_refused_with_those_there_are_also_where_nothing_is_scaled(policy: str) -> None:
+    fixed = {"replicas": {"min": 2, "max": 2}}
+    with pytest.raises(UsageError, match=rf"^f\.yaml: scaling\.policy: there are slo, .*kpa.* \(got '{policy}'\)$"):
+        check_scaling(config({"policy": policy}, m=fixed), None, "f.yaml")
+
+
+@pytest.mark.parametrize("sharing", get_args(SharingName))
+def test_the_config_may_name_how_models_share(sharing: str) -> None:
+    scaling = ScalingConfig.model_validate({"policy": "kpa", "sharing": sharing})
+    assert chosen_policy(scaling, {}, (), "f").sharing is SHARINGS[sharing]
+    assert set(get_args(SharingName)) == set(SHARINGS)
 
 
 def test_a_whole_number_is_fine_where_a_float_is_meant() -> None:
-    assert chosen_rule(ScalingConfig(knobs={"hold_s": 60}), "f")
+    assert chosen_policy(ScalingConfig(knobs={"hold_s": 60}), {}, (), "f")
 
 
 @pytest.mark.parametrize(

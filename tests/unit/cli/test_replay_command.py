@@ -153,11 +153,13 @@ def test_a_sweep_begins_with_the_setting_asked_for_and_runs_no_setting_twice(rul
         pytest.param(("--knob", "speed=2"), ("no policy has a knob 'speed'", "burst_margin"), id="an unknown knob"),
         pytest.param(("--knob", "speed"), ("--knob speed: give NAME=VALUE",), id="a knob without a value"),
         pytest.param(
-            ("--knob", "burst_margin=much"), ("burst_margin should be a valid number (got 'much')",), id="a wrong value"
+            ("--knob", "burst_margin=much"),
+            ("burst_margin: Input should be a valid number (got 'much')",),
+            id="a wrong value",
         ),
         pytest.param(
             ("--policy", "static", "--knob", "attainment=1.5"),
-            ("policy 'static': knob attainment should be less than or equal to 1 (got 1.5)",),
+            ("policy 'static': knob attainment: Input should be less than or equal to 1 (got 1.5)",),
             id="a bound asked for more than all",
         ),
         pytest.param(("--scenario", "recorded"), ("no-such.csv.gz", TRACES_VARIABLE), id="a missing trace"),

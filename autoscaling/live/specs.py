@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from raylane.autoscaling.policy import ModelSpec, Wisher
+from raylane.autoscaling.pipeline import Policy
 from raylane.autoscaling.profile import CapacityProfile, capacity_profile
-from raylane.autoscaling.rules.registry import build_rule
+from raylane.autoscaling.propose import Specs
+from raylane.autoscaling.rules.registry import deployable_policies, policy_for
+from raylane.autoscaling.spec import ModelSpec
 from raylane.cluster.catalog import Accelerator, find_accelerator, need_accelerator
 from raylane.cluster.errors import UsageError
+from raylane.cluster.hosts import Host
 from raylane.deployments.builtin import PREFIX
 from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig, Slo
 from raylane.deployments.engine_settings import engine_settings
@@ -33,16 +36,35 @@ def scaled_models(config: DeploymentConfig) -> dict[str, ModelConfig]:
 
 
 def check_scaling(config: DeploymentConfig, gpu_name: str | None, origin: str) -> None:
-    """Raises UsageError for knobs that the policy does not have and for models that it cannot scale."""
-    if config.wants_scaling and config.scaling is not None:
-        chosen_rule(config.scaling, origin)
+    """Raises UsageError for a policy that is none, for knobs that it does not have and for models that it cannot
+    scale."""
+    check_policy(config, origin)
+    if config.wants_scaling:
         model_specs(config, gpu_name, origin)
 
 
-def chosen_rule(scaling: ScalingConfig, origin: str) -> Wisher:
-    """The policy's rule with its knobs. Raises UsageError for an unknown knob or a value that it cannot have."""
+def check_policy(config: DeploymentConfig, origin: str) -> None:
+    """The part of check_scaling that needs no card: the policy and its knobs."""
+    if config.scaling is not None:
+        chosen_policy(config.scaling, {}, (), origin)
+
+
+def chosen_policy(scaling: ScalingConfig, specs: Specs, hosts: tuple[Host, ...], origin: str) -> Policy:
+    """What the config asks for. Raises UsageError for an unknown policy, an unknown knob or a value that the knob
+    cannot have."""
+    if scaling.policy not in deployable_policies():
+        known = ", ".join(deployable_policies())
+        raise UsageError(f"{origin}: scaling.policy: there are {known} (got {scaling.policy!r})")
     try:
-        return build_rule(scaling.policy, **scaling.knobs)
+        return policy_for(
+            scaling.policy,
+            scaling.knobs,
+            specs,
+            sharing=scaling.sharing,
+            decide_every_s=scaling.decide_every_s,
+            hosts=hosts if scaling.moves else (),
+            name=scaling.policy,
+        )
     except UsageError as error:
         raise UsageError(f"{origin}: scaling.knobs: {error}") from error
 
@@ -71,7 +93,7 @@ def _spec(name: str, model: ModelConfig, gpu_name: str | None, origin: str) -> M
     gpu = _card(model, gpu_name)
     return ModelSpec(
         name=name,
-        gpus=max(1, model.gpus),  # a model on CPUs competes for nothing, see scaler.fleets
+        gpus=max(1, model.gpus),  # a model on CPUs competes for nothing, see pools.py
         min_replicas=model.replicas.min,
         max_replicas=model.replicas.max,
         slo=model.slo,

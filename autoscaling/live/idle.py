@@ -5,6 +5,7 @@ Pure; times are wall-clock.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 from raylane.autoscaling.observe import gpu_utilization
@@ -15,7 +16,7 @@ FORGET_AFTER_S = 600.0  # a replica that reports no more; longer than a director
 
 
 @dataclass(frozen=True)
-class Watch:
+class GpuWatch:
     """One replica that holds GPUs."""
 
     model: str
@@ -28,6 +29,18 @@ class Watch:
     """When its utilisation was last known."""
 
 
+Who = tuple[tuple[str, str], ...]
+"""What is named, as keys and values of its log line."""
+
+
+class Idleness(StrEnum):
+    """Why a replica or a host is named. The values are the words for logs and people."""
+
+    UNCHECKED = "no utilisation check"
+    UNUSED = f"GPU utilisation under {IDLE_BELOW:.0%}"
+    EMPTY = "no replica"
+
+
 @dataclass(frozen=True)
 class IdleReplica:
     """A replica to look at, what it has cost since, and why it is named."""
@@ -38,7 +51,19 @@ class IdleReplica:
     gpus: tuple[str, ...]
     hours: float
     usd: float | None
-    problem: str
+    reason: Idleness
+
+    @property
+    def who(self) -> Who:
+        return (("model", self.model), ("idle", self.replica_id))
+
+    @property
+    def problem(self) -> str:
+        """In words."""
+        return f"{self.reason} for {self.hours:.1f} h on {len(self.gpus)} GPUs of {self.host}{_dollars(self.usd)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "problem": self.problem}
 
 
 @dataclass(frozen=True)
@@ -58,14 +83,26 @@ class IdleHost:
     gpus: int
     hours: float
     usd: float | None
-    problem: str
+    reason: Idleness = Idleness.EMPTY
+
+    @property
+    def who(self) -> Who:
+        return (("idle_host", self.host),)
+
+    @property
+    def problem(self) -> str:
+        """In words."""
+        return f"{self.reason} on any of {self.gpus} GPUs for {self.hours:.1f} h{_dollars(self.usd)}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "problem": self.problem}
 
 
-Watches = Mapping[str, Watch]
+Watches = Mapping[str, GpuWatch]
 EmptyHosts = Mapping[str, EmptyHost]
 
 
-def watch(watches: Watches, snapshot: Snapshot, now_s: float) -> dict[str, Watch]:
+def watch(watches: Watches, snapshot: Snapshot, now_s: float) -> dict[str, GpuWatch]:
     """The watches after one more look."""
     here = {report.replica_id for report in snapshot.replicas}
     after = {
@@ -79,7 +116,7 @@ def watch(watches: Watches, snapshot: Snapshot, now_s: float) -> dict[str, Watch
             continue
         known = after.get(report.replica_id)
         if known is None or known.gpus != report.gpu_uuids:
-            known = Watch(report.model, report.node_ip, report.gpu_uuids, now_s, now_s)
+            known = GpuWatch(report.model, report.node_ip, report.gpu_uuids, now_s, now_s)
         used = gpu_utilization(report)
         known = replace(known, seen_s=now_s)
         if used is not None:
@@ -99,23 +136,23 @@ def idle_replicas(
         quiet_s = 0.0 if one.checked_s is None else one.checked_s - one.quiet_since_s
         unchecked_s = now_s - (one.quiet_since_s if one.checked_s is None else one.checked_s)
         if unchecked_s >= idle_after_s:
-            found.append(_named(replica, one, unchecked_s, usd_per_gpu_hour, "no utilisation check"))
+            found.append(_named(replica, one, unchecked_s, usd_per_gpu_hour, Idleness.UNCHECKED))
         elif quiet_s >= idle_after_s:
-            found.append(_named(replica, one, quiet_s, usd_per_gpu_hour, f"GPU utilisation under {IDLE_BELOW:.0%}"))
+            found.append(_named(replica, one, quiet_s, usd_per_gpu_hour, Idleness.UNUSED))
     return tuple(found)
 
 
-def _named(replica: str, one: Watch, for_s: float, usd_per_gpu_hour: float | None, what: str) -> IdleReplica:
-    hours, usd, cost = _cost(for_s, len(one.gpus), usd_per_gpu_hour)
-    problem = f"{what} for {hours:.1f} h on {len(one.gpus)} GPUs of {one.host}{cost}"
-    return IdleReplica(replica, one.model, one.host, one.gpus, hours, usd, problem)
+def _named(replica: str, one: GpuWatch, for_s: float, usd_per_gpu_hour: float | None, reason: Idleness) -> IdleReplica:
+    usd = _cost_usd(for_s, len(one.gpus), usd_per_gpu_hour)
+    return IdleReplica(replica, one.model, one.host, one.gpus, for_s / 3600, usd, reason)
 
 
-def _cost(for_s: float, gpus: int, usd_per_gpu_hour: float | None) -> tuple[float, float | None, str]:
-    """(hours, dollars, dollars in words)."""
-    hours = for_s / 3600
-    usd = None if usd_per_gpu_hour is None else hours * gpus * usd_per_gpu_hour
-    return hours, usd, "" if usd is None else f", ${usd:,.2f}"
+def _cost_usd(for_s: float, gpus: int, usd_per_gpu_hour: float | None) -> float | None:
+    return None if usd_per_gpu_hour is None else for_s / 3600 * gpus * usd_per_gpu_hour
+
+
+def _dollars(usd: float | None) -> str:
+    return "" if usd is None else f", ${usd:,.2f}"
 
 
 def watch_hosts(empty: EmptyHosts, snapshot: Snapshot, gpus: Mapping[str, int], now_s: float) -> dict[str, EmptyHost]:
@@ -138,10 +175,9 @@ def idle_hosts(
     """Hosts that no replica has used for `idle_after_s`."""
     found = []
     for host, one in empty.items():
-        hours, usd, cost = _cost(now_s - one.since_s, one.gpus, usd_per_gpu_hour)
-        if now_s - one.since_s >= idle_after_s:
-            problem = f"no replica on any of {one.gpus} GPUs for {hours:.1f} h{cost}"
-            found.append(IdleHost(host, one.gpus, hours, usd, problem))
+        for_s = now_s - one.since_s
+        if for_s >= idle_after_s:
+            found.append(IdleHost(host, one.gpus, for_s / 3600, _cost_usd(for_s, one.gpus, usd_per_gpu_hour)))
     return tuple(found)
 
 
@@ -149,8 +185,8 @@ def watches_to_json(watches: Watches) -> dict[str, Any]:
     return {replica: asdict(one) for replica, one in watches.items()}
 
 
-def watches_from_json(data: Mapping[str, Any]) -> dict[str, Watch]:
-    return {replica: Watch(**{**one, "gpus": tuple(one["gpus"])}) for replica, one in data.items()}
+def watches_from_json(data: Mapping[str, Any]) -> dict[str, GpuWatch]:
+    return {replica: GpuWatch(**{**one, "gpus": tuple(one["gpus"])}) for replica, one in data.items()}
 
 
 def empty_to_json(empty: EmptyHosts) -> dict[str, Any]:

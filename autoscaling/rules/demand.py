@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import sqrt
 from typing import NamedTuple
 
-from raylane.autoscaling.observation import ModelSeen
+from raylane.autoscaling.observation import ModelObservation
 
 WINDOWS_S = (10.0, 15.0, 30.0, 60.0, 120.0, 300.0)
 TREND_S = 150.0
@@ -54,7 +54,7 @@ class Demand(NamedTuple):
 History = tuple[Sample, ...]
 
 
-def remember(history: History, seen: ModelSeen, at_s: float) -> History:
+def remember(history: History, seen: ModelObservation, at_s: float) -> History:
     """The history with this observation. One without arrivals adds nothing, and of what finished and missed the last
     total known holds on; one that goes backwards in time or count begins anew."""
     sample = _sample(history, seen, at_s)
@@ -72,7 +72,7 @@ def remember(history: History, seen: ModelSeen, at_s: float) -> History:
     return (*history[first:], sample)
 
 
-def _sample(history: History, seen: ModelSeen, at_s: float) -> Sample | None:
+def _sample(history: History, seen: ModelObservation, at_s: float) -> Sample | None:
     """None while it is unknown how many finished and never was known: it would look like a jump once it is."""
     last = history[-1] if history else None
     finished = last.finished if last is not None and seen.finished_total is None else seen.finished_total

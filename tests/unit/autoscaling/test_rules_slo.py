@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seen_models import HOLDS, OUTPUT, PROMPT, RATE_RPS, TICK_S, Loop, answers, model, reading, reversals, spec
 
-from raylane.autoscaling.arbiter import LossArbiter
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.observation import ModelSeen, Observation, Phase, ReplicaSeen
-from raylane.autoscaling.policy import Policy, Wish
-from raylane.autoscaling.slo_rule import SloRule
+from raylane.autoscaling.decision import Proposal, Reason
+from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
+from raylane.autoscaling.pipeline import Policy
+from raylane.autoscaling.rules.slo import SloRule
+from raylane.autoscaling.share import by_loss
 
 # Settings of the tests' own, so that tuning the defaults does not change what is tested here.
 RULE = SloRule(
@@ -23,7 +23,7 @@ RULE = SloRule(
 )
 
 
-def loaded(of: ModelSeen, at_s: float, rate_rps: float) -> tuple[float, ModelSeen]:
+def loaded(of: ModelObservation, at_s: float, rate_rps: float) -> tuple[float, ModelObservation]:
     """The observation at that time, when requests came and finished at this rate from the beginning."""
     done = rate_rps * at_s
     return at_s, of._replace(
@@ -34,7 +34,7 @@ def loaded(of: ModelSeen, at_s: float, rate_rps: float) -> tuple[float, ModelSee
     )
 
 
-def settled(of: ModelSeen, rate_rps: float, rule: SloRule = RULE, seconds: float = 600.0) -> Wish:
+def settled(of: ModelObservation, rate_rps: float, rule: SloRule = RULE, seconds: float = 600.0) -> Proposal:
     """The answer after some minutes of the same observation."""
     ticks = int(seconds / TICK_S) + 1
     return answers(rule, spec(), [loaded(of, n * TICK_S, rate_rps) for n in range(ticks)])[-1]
@@ -79,11 +79,11 @@ FULL = reading(round(HOLDS), 0, 0.6, 1.0)
         ),
     ],
 )
-def test_what_it_asks_for(seen: ModelSeen, loads: float, least: int, most: int, reason: Reason) -> None:
+def test_what_it_asks_for(seen: ModelObservation, loads: float, least: int, most: int, reason: Reason) -> None:
     """`loads`: the rate in replicas."""
-    wish = settled(seen, loads * RATE_RPS)
-    assert least <= wish.replicas <= most
-    assert wish.reason is reason
+    proposal = settled(seen, loads * RATE_RPS)
+    assert least <= proposal.replicas <= most
+    assert proposal.reason is reason
 
 
 def test_it_grows_at_once_and_then_waits_for_what_it_asked() -> None:
@@ -201,18 +201,18 @@ def test_misses_that_become_known_late_are_no_misses_of_now() -> None:
     for n in range(40):
         at_s, seen = loaded(model(4, each=FULL), n * TICK_S, 3.0 * RATE_RPS)
         missed = None if n < 38 else 100_000.0
-        _, memory = RULE.wish(spec(), seen._replace(missed_total=missed), at_s, memory)
+        _, memory = RULE.propose(spec(), seen._replace(missed_total=missed), at_s, memory)
     assert memory is not None
     assert memory.speed >= 1.0
 
 
-def _speed(rule: SloRule, seen: ModelSeen, loads: float, missing: float | None) -> float:
+def _speed(rule: SloRule, seen: ModelObservation, loads: float, missing: float | None) -> float:
     """The speed learnt in twenty minutes of the same rate."""
     memory = None
     for n in range(240):
         at_s, now = loaded(seen, n * TICK_S, loads * RATE_RPS)
         missed = None if missing is None else (now.finished_total or 0.0) * missing
-        _, memory = rule.wish(spec(), now._replace(missed_total=missed), at_s, memory)
+        _, memory = rule.propose(spec(), now._replace(missed_total=missed), at_s, memory)
     assert memory is not None
     return memory.speed
 
@@ -244,9 +244,9 @@ BLIND = {"arrivals_total": None, "finished_total": None}
         pytest.param(model(0, **BLIND), (0, Reason.BLIND), id="zero stays zero"),
     ],
 )
-def test_without_counts_of_arrivals(seen: ModelSeen, expected: tuple[int, Reason]) -> None:
-    wish = answers(RULE, spec(), [(0.0, seen), (1200.0, seen)])[-1]
-    assert (wish.replicas, wish.reason) == expected
+def test_without_counts_of_arrivals(seen: ModelObservation, expected: tuple[int, Reason]) -> None:
+    proposal = answers(RULE, spec(), [(0.0, seen), (1200.0, seen)])[-1]
+    assert (proposal.replicas, proposal.reason) == expected
 
 
 @pytest.mark.parametrize("start", [1, 3])
@@ -256,7 +256,7 @@ def test_after_blindness_the_patience_begins_anew(start: int) -> None:
     loop.run(20.0)
     for n in range(240):
         blind = loop.see()._replace(arrivals_total=None)
-        _, loop.memory = RULE.wish(loop.of, blind, loop.at_s + n * TICK_S, loop.memory)
+        _, loop.memory = RULE.propose(loop.of, blind, loop.at_s + n * TICK_S, loop.memory)
     loop.at_s += 1200.0
     seen = len(loop.targets)
     targets = loop.run(900.0)[seen:]
@@ -283,9 +283,9 @@ UNTOLD = {"prompt_tokens_total": None, "output_tokens_total": None}
         pytest.param(model(0, **UNTOLD), (0, Reason.IDLE), id="zero stays zero"),
     ],
 )
-def test_of_engines_that_tell_no_tokens(seen: ModelSeen, expected: tuple[int, Reason]) -> None:
-    wish = answers(RULE, spec(), [(0.0, seen), (1200.0, seen)])[-1]
-    assert (wish.replicas, wish.reason) == expected
+def test_of_engines_that_tell_no_tokens(seen: ModelObservation, expected: tuple[int, Reason]) -> None:
+    proposal = answers(RULE, spec(), [(0.0, seen), (1200.0, seen)])[-1]
+    assert (proposal.replicas, proposal.reason) == expected
 
 
 def test_a_replica_without_readings_is_not_taken_for_idle() -> None:
@@ -296,7 +296,7 @@ def test_a_replica_without_readings_is_not_taken_for_idle() -> None:
 def test_a_blind_moment_is_not_taken_for_a_jump() -> None:
     loop = Loop(RULE, lambda _: 2.0 * RATE_RPS, target=3)
     before = loop.run(900.0)[-1]
-    _, loop.memory = RULE.wish(loop.of, loop.see()._replace(arrivals_total=None), loop.at_s + 1.0, loop.memory)
+    _, loop.memory = RULE.propose(loop.of, loop.see()._replace(arrivals_total=None), loop.at_s + 1.0, loop.memory)
     assert loop.run(300.0)[-60:] == [before] * 60
 
 
@@ -307,8 +307,8 @@ def test_a_start_that_takes_longer_than_the_idle_time_is_not_idleness() -> None:
     for n in range(60):
         at_s = n * TICK_S
         seen = model(1, ready=0 if at_s < 90.0 else 1)._replace(arrivals_total=0.0 if n == 0 else 1.0)
-        wish, memory = rule.wish(spec(), seen, at_s, memory)
-        if not wish.replicas:
+        proposal, memory = rule.propose(spec(), seen, at_s, memory)
+        if not proposal.replicas:
             went_s = at_s
             break
     assert went_s == 145.0
@@ -335,20 +335,20 @@ def test_a_model_that_has_just_gone_to_zero_stays_there() -> None:
 )
 @pytest.mark.parametrize("tokens", [True, False], ids=["tokens known", "no tokens"])
 def test_what_the_last_replica_counts_against_other_models(
-    seen: ModelSeen, least: int, idle_s: float, low: float, high: float, tokens: bool
+    seen: ModelObservation, least: int, idle_s: float, low: float, high: float, tokens: bool
 ) -> None:
     rule = replace(RULE, yield_s=60.0)
     if not tokens:
         seen = seen._replace(prompt_tokens_total=None, output_tokens_total=None)
-    wish = answers(rule, spec(least=least), [(n * TICK_S, seen) for n in range(int(idle_s / TICK_S) + 1)])[-1]
-    assert wish.replicas == 1
-    assert wish.need is not None
-    assert low <= wish.need <= high
+    proposal = answers(rule, spec(least=least), [(n * TICK_S, seen) for n in range(int(idle_s / TICK_S) + 1)])[-1]
+    assert proposal.replicas == 1
+    assert proposal.need is not None
+    assert low <= proposal.need <= high
 
 
 def test_two_models_that_may_rest_take_turns_on_one_gpu() -> None:
     """One is asked for while the other is idle, busy, or started a moment ago."""
-    policy = Policy({"a": spec("a"), "b": spec("b")}, replace(RULE, yield_s=60.0), LossArbiter())
+    policy = Policy({"a": spec("a"), "b": spec("b")}, replace(RULE, yield_s=60.0), by_loss)
     memory: Any = {}
     targets = {"a": 1, "b": 0}
     took: list[tuple[float, str]] = []
@@ -393,7 +393,7 @@ def test_two_models_that_may_rest_take_turns_on_one_gpu() -> None:
 def test_through_a_policy_never_over_the_cap_nor_below_the_floor(
     loads: list[float], least: int, most: int, start: int
 ) -> None:
-    policy = Policy({"m": spec(least=least, most=most)}, RULE, LossArbiter())
+    policy = Policy({"m": spec(least=least, most=most)}, RULE, by_loss)
     memory: Any = {}
     target, done = start, 0.0
     for n, load in enumerate(loads):
@@ -405,7 +405,7 @@ def test_through_a_policy_never_over_the_cap_nor_below_the_floor(
 
 
 def test_a_replica_that_drains_is_neither_load_nor_supply() -> None:
-    draining = ReplicaSeen("d", Phase.DRAINING, 50, 50, 1.0, 1.0)
+    draining = ReplicaObservation("d", Phase.DRAINING, 50, 50, 1.0, 1.0)
     seen = model(3, each=reading(10))
     with_it = seen._replace(replicas=(*seen.replicas, draining))
     assert settled(with_it, 2.0 * RATE_RPS) == settled(seen, 2.0 * RATE_RPS)

@@ -17,10 +17,12 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.demand import Demand, History, Mix, estimate, mix, remember, sized
-from raylane.autoscaling.observation import ModelSeen, Phase
-from raylane.autoscaling.policy import ModelSpec, Wish
+from raylane.autoscaling.decision import Proposal, Reason
+from raylane.autoscaling.observation import ModelObservation, Phase
+from raylane.autoscaling.rules.demand import Demand, History, Mix, estimate, mix, remember, sized
+from raylane.autoscaling.rules.entry import RuleEntry, Space
+from raylane.autoscaling.share import by_loss
+from raylane.autoscaling.spec import ModelSpec
 
 SLOWEST, FASTEST = 0.05, 1.5  # how wrong a profile may turn out, as a factor on its speed
 FADE_S = 7200.0
@@ -54,9 +56,9 @@ class SloRule:
     misses: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Share of the misses that the SLO allows which is aimed at."""
 
-    def wish(
-        self, spec: ModelSpec, seen: ModelSeen, at_s: float, memory: "SloMemory | None"
-    ) -> tuple[Wish, "SloMemory"]:
+    def propose(
+        self, spec: ModelSpec, seen: ModelObservation, at_s: float, memory: "SloMemory | None"
+    ) -> tuple[Proposal, "SloMemory"]:
         """See decision.Reason for the answers."""
         past = memory or SloMemory(began_s=at_s, last_shrink_s=at_s, last_active_s=at_s)
         past = past._replace(history=remember(past.history, seen, at_s))
@@ -66,7 +68,9 @@ class SloRule:
         found, past = (self._sized if sized(past.history) else self._unsized)(spec, seen, past, at_s)
         return found._replace(need=self._claim(found, spec, seen, past, at_s)), past
 
-    def _sized(self, spec: ModelSpec, seen: ModelSeen, past: "SloMemory", at_s: float) -> tuple[Wish, "SloMemory"]:
+    def _sized(
+        self, spec: ModelSpec, seen: ModelObservation, past: "SloMemory", at_s: float
+    ) -> tuple[Proposal, "SloMemory"]:
         """The engines tell tokens: go by what arrives."""
         horizon_s = spec.cold_start_s if self.forecast else 0.0
         demand = estimate(past.history, horizon_s, self.confidence)
@@ -84,9 +88,9 @@ class SloRule:
         ahead = f" -> {demand.ahead_rps:.2f}" if self.forecast else ""
         load = f"{demand.now_rps:.2f}{ahead} req/s"
         detail = f"need {need:.2f}, {load}, dispersion {demand.dispersion:.1f}, speed {past.speed:.2f}"
-        return Wish(replicas, reason, need, detail), past
+        return Proposal(replicas, reason, need, detail), past
 
-    def _need(self, rate: float, spec: ModelSpec, seen: ModelSeen, demand: Demand) -> tuple[float, Reason]:
+    def _need(self, rate: float, spec: ModelSpec, seen: ModelObservation, demand: Demand) -> tuple[float, Reason]:
         """Replicas, as a fraction, and what asks for them. `rate`: requests a second that one replica carries."""
         stay_s = demand.mix.output * spec.profile.tpot_s
         load = demand.ahead_rps * stay_s
@@ -105,7 +109,7 @@ class SloRule:
         return need + self._sick(seen), reason
 
     def _step(
-        self, spec: ModelSpec, seen: ModelSeen, need: float, reason: Reason, past: "SloMemory", at_s: float
+        self, spec: ModelSpec, seen: ModelObservation, need: float, reason: Reason, past: "SloMemory", at_s: float
     ) -> tuple[int, Reason, "SloMemory"]:
         """From what is needed to what is asked for, and when."""
         have = seen.target
@@ -127,41 +131,43 @@ class SloRule:
             return have, Reason.HOLD, past
         return have - 1, Reason.SHRINK, past._replace(last_shrink_s=at_s)
 
-    def _to_zero(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> tuple[int, Reason, "SloMemory"]:
+    def _to_zero(self, seen: ModelObservation, past: "SloMemory", at_s: float) -> tuple[int, Reason, "SloMemory"]:
         """The last replica goes when it has had nothing to do for long enough and the GPUs say so too."""
         if self._idle_for(seen, past, at_s) >= self.idle_s:
             return 0, Reason.IDLE, past._replace(last_shrink_s=at_s)
         return 1, Reason.STEADY, past
 
-    def _idle_for(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> float:
+    def _idle_for(self, seen: ModelObservation, past: "SloMemory", at_s: float) -> float:
         """Seconds without work; none while a GPU works."""
         working = any((replica.gpu_utilization or 0.0) > BUSY for replica in seen.ready)
         return 0.0 if working else at_s - past.last_active_s
 
-    def _claim(self, wish: Wish, spec: ModelSpec, seen: ModelSeen, past: "SloMemory", at_s: float) -> float | None:
+    def _claim(
+        self, proposal: Proposal, spec: ModelSpec, seen: ModelObservation, past: "SloMemory", at_s: float
+    ) -> float | None:
         """The need as it counts against other models' where GPUs are short.
 
         A first replica that requests wait for counts in full, though a rate is not known yet; the last one of a model
         that may rest counts for nothing once it is idle, and before that even without a need.
         """
-        if wish.need is None or wish.replicas != 1 or spec.min_replicas:
-            return wish.need
+        if proposal.need is None or proposal.replicas != 1 or spec.min_replicas:
+            return proposal.need
         if seen.target and self._idle_for(seen, past, at_s) >= self.yield_s:
             return 0.0
-        return max(wish.need, LEAST_CLAIM)
+        return max(proposal.need, LEAST_CLAIM)
 
-    def _may_shrink(self, seen: ModelSeen, past: "SloMemory", at_s: float) -> bool:
+    def _may_shrink(self, seen: ModelObservation, past: "SloMemory", at_s: float) -> bool:
         if at_s - past.last_shrink_s < self.shrink_every_s or at_s - past.began_s < self.hold_s:
             return False
         return not (seen.held or any(replica.waiting for replica in seen.ready) or self._busy(seen, past))
 
-    def _busy(self, seen: ModelSeen, past: "SloMemory") -> bool:
+    def _busy(self, seen: ModelObservation, past: "SloMemory") -> bool:
         """GPUs that are never idle veto a shrink that would fill those left by our own reckoning."""
         shares = [replica.gpu_utilization for replica in seen.ready if replica.gpu_utilization is not None]
         fuller = past.load * len(seen.ready) / max(1, len(seen.ready) - 1)
         return bool(shares) and min(shares) > ALWAYS_BUSY and fuller > FULL_LOAD
 
-    def _note(self, past: "SloMemory", seen: ModelSeen, need: float, at_s: float) -> "SloMemory":
+    def _note(self, past: "SloMemory", seen: ModelObservation, need: float, at_s: float) -> "SloMemory":
         """Keep the needs of the hold period (only those a later one does not exceed matter), and when work was last
         seen: a replica that starts counts, so that one just woken is not taken for one that was idle all the time, and
         so does one without readings."""
@@ -173,7 +179,9 @@ class SloRule:
         active = arrived or inside or unknown or seen.held or seen.count(Phase.STARTING)
         return past._replace(needs=(*kept, (at_s, need)), last_active_s=at_s if active else past.last_active_s)
 
-    def _learn(self, past: "SloMemory", spec: ModelSpec, seen: ModelSeen, demand: Demand, fits: bool) -> "SloMemory":
+    def _learn(
+        self, past: "SloMemory", spec: ModelSpec, seen: ModelObservation, demand: Demand, fits: bool
+    ) -> "SloMemory":
         """Correct the believed speed until the share of requests that miss their SLO is the share that may.
 
         Robbins and Monro's rule for a quantile: each miss lowers the belief, each good request raises it by as much as
@@ -199,35 +207,37 @@ class SloRule:
         kept = exp((past.history[-2].at_s - past.history[-1].at_s) / FADE_S)
         return past._replace(speed=past.speed**kept)
 
-    def _unsized(self, spec: ModelSpec, seen: ModelSeen, past: "SloMemory", at_s: float) -> tuple[Wish, "SloMemory"]:
+    def _unsized(
+        self, spec: ModelSpec, seen: ModelObservation, past: "SloMemory", at_s: float
+    ) -> tuple[Proposal, "SloMemory"]:
         """No tokens: go by what the engines hold, and shrink only while they are known to hold nothing."""
         need = (self._inside(seen) + seen.held) / self._holds(spec, mix(past.history)) + self._sick(seen)
         past = self._note(past, seen, need, at_s)
         replicas, reason, after = self._step(spec, seen, need, Reason.DEMAND, past, at_s)
         detail = f"need {need:.2f} by the requests inside; the engines tell no tokens"
         if replicas < seen.target and not all(one.running == 0 and not one.waiting for one in seen.ready):
-            return Wish(seen.target, Reason.BUSY, need, detail), past
-        return Wish(replicas, reason, need, detail), after
+            return Proposal(seen.target, Reason.BUSY, need, detail), past
+        return Proposal(replicas, reason, need, detail), after
 
-    def _inside(self, seen: ModelSeen) -> int:
+    def _inside(self, seen: ModelObservation) -> int:
         """Requests of replicas that get on."""
         return sum((one.running or 0) + (one.waiting or 0) for one in seen.ready if not one.sick)
 
-    def _sick(self, seen: ModelSeen) -> int:
+    def _sick(self, seen: ModelObservation) -> int:
         return sum(1 for replica in seen.replicas if replica.sick)
 
     def _holds(self, spec: ModelSpec, requests: Mix) -> float:
         """Requests that one replica is to hold."""
         return spec.profile.concurrency(*requests) * self.target_load
 
-    def _blind(self, spec: ModelSpec, seen: ModelSeen, requests: Mix) -> Wish:
+    def _blind(self, spec: ModelSpec, seen: ModelObservation, requests: Mix) -> Proposal:
         """No counts of arrivals: go by what the engines hold, never shrink busy GPUs, else stay."""
         if inside := self._inside(seen):
             need = inside / self._holds(spec, requests) + self._sick(seen)
-            return Wish(max(seen.target, ceil(need)), Reason.DEMAND if need > seen.target else Reason.BUSY, need)
+            return Proposal(max(seen.target, ceil(need)), Reason.DEMAND if need > seen.target else Reason.BUSY, need)
         if any((replica.gpu_utilization or 0.0) > BUSY for replica in seen.ready):
-            return Wish(seen.target, Reason.BUSY)
-        return Wish(max(seen.target, 1) if seen.held else seen.target, Reason.WAKE if seen.held else Reason.BLIND)
+            return Proposal(seen.target, Reason.BUSY)
+        return Proposal(max(seen.target, 1) if seen.held else seen.target, Reason.WAKE if seen.held else Reason.BLIND)
 
 
 class SloMemory(NamedTuple):
@@ -246,3 +256,23 @@ class SloMemory(NamedTuple):
     """Rate over what the ready replicas carry, last time."""
     short_s: float = -SETTLES_S
     """When replicas were last too few by our own reckoning."""
+
+
+SPACE: Space = {
+    "burst_margin": (1.0, 1.5, 2.0, 3.0),
+    "target_load": (0.7, 0.8, 0.9, 1.0),
+    "confidence": (1.0, 2.0, 3.0),
+    "hold_s": (120.0, 180.0, 300.0, 450.0, 600.0),
+    "shrink_band": (0.05, 0.15, 0.3, 0.5),
+    "forecast": (True, False),
+    "learning": (0.5, 1.0, 1.5, 2.0),
+    "misses": (0.5, 1.0),
+}
+ENTRY = RuleEntry(
+    SloRule,
+    "raylane's own: enough replicas for the load that arrives now, with a margin for bursts",
+    by_loss,
+    "burst_margin",
+    (0.0, 0.5, 1.0, 1.5, 2.5, 4.0),
+    SPACE,
+)

@@ -5,25 +5,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seen_models import fleet, model, spec
 
-from raylane.autoscaling.arbiter import LossArbiter
-from raylane.autoscaling.decision import Reason
-from raylane.autoscaling.observation import ModelSeen, Observation
-from raylane.autoscaling.policy import Arbiter, ModelSpec, Unshared, Wish
+from raylane.autoscaling.decision import Proposal, Reason
+from raylane.autoscaling.observation import ModelObservation, Observation
+from raylane.autoscaling.share import Sharing, by_loss, in_turn
+from raylane.autoscaling.spec import ModelSpec
 
-Case = tuple[ModelSpec, Wish, int]
-"""A model, its wish, and its target before."""
+Case = tuple[ModelSpec, Proposal, int]
+"""A model, its proposal, and its target before."""
 
 
-def share(*cases: Case, gpus: int = 12, arbiter: Arbiter | None = None) -> dict[str, tuple[int, Reason]]:
+def share(*cases: Case, gpus: int = 12, sharing: Sharing = by_loss) -> dict[str, tuple[int, Reason]]:
     specs = {of.name: of for of, _, _ in cases}
-    wishes = {of.name: wish for of, wish, _ in cases}
+    proposals = {of.name: proposal for of, proposal, _ in cases}
     seen = fleet(*(model(target, name=of.name) for of, _, target in cases), gpus=gpus)
-    decision = (arbiter or LossArbiter()).share(wishes, specs, seen)
-    return {name: (target.replicas, target.reason) for name, target in decision.targets.items()}
+    targets = sharing(proposals, specs, seen)
+    return {name: (target.replicas, target.reason) for name, target in targets.items()}
 
 
-def want(replicas: int, need: float | None = None) -> Wish:
-    return Wish(replicas, Reason.DEMAND, need)
+def want(replicas: int, need: float | None = None) -> Proposal:
+    return Proposal(replicas, Reason.DEMAND, need)
 
 
 A, B = spec("a", least=1), spec("b", least=1)
@@ -33,7 +33,7 @@ PAIR = spec("pair", least=1, gpus=2)
 @pytest.mark.parametrize(
     ("cases", "gpus", "expected"),
     [
-        pytest.param([(A, want(4), 1), (B, want(8), 1)], 12, {"a": 4, "b": 8}, id="wishes that fit are granted"),
+        pytest.param([(A, want(4), 1), (B, want(8), 1)], 12, {"a": 4, "b": 8}, id="proposals that fit are granted"),
         pytest.param([(A, want(12), 1), (B, want(1), 1)], 12, {"a": 11, "b": 1}, id="every model keeps its floor"),
         pytest.param(
             [(A, want(12, 30.0), 12), (PAIR, want(1), 0)], 12, {"a": 10, "pair": 1}, id="a floor is made room for"
@@ -131,20 +131,20 @@ def crowded(draw: st.DrawFn) -> tuple[list[Case], int]:
         of = spec(
             name, least=least, gpus=draw(st.sampled_from([1, 2, 4])), priority=draw(st.sampled_from([0.5, 1.0, 5.0]))
         )
-        wished = draw(st.integers(least, 12))
+        proposed = draw(st.integers(least, 12))
         need = draw(st.none() | st.floats(0.0, 20.0))
-        cases.append((of, want(wished, need), draw(st.integers(0, 12))))
+        cases.append((of, want(proposed, need), draw(st.integers(0, 12))))
     return cases, draw(st.integers(0, 24))
 
 
 @given(crowded())
 @settings(max_examples=120)
-def test_never_more_gpus_than_there_are_nor_more_than_wished(given: tuple[list[Case], int]) -> None:
+def test_never_more_gpus_than_there_are_nor_more_than_proposed(given: tuple[list[Case], int]) -> None:
     cases, gpus = given
     shares = share(*cases, gpus=gpus)
     assert sum(shares[of.name][0] * of.gpus for of, _, _ in cases) <= gpus
-    for of, wish, _ in cases:
-        assert 0 <= shares[of.name][0] <= wish.replicas
+    for of, proposal, _ in cases:
+        assert 0 <= shares[of.name][0] <= proposal.replicas
     assert shares == share(*cases, gpus=gpus)
 
 
@@ -164,7 +164,7 @@ def test_no_gpu_is_left_that_a_model_could_use(given: tuple[list[Case], int]) ->
     cases, gpus = given
     shares = share(*cases, gpus=gpus)
     left = gpus - sum(shares[of.name][0] * of.gpus for of, _, _ in cases)
-    assert not [of for of, wish, _ in cases if shares[of.name][0] < wish.replicas and of.gpus <= left]
+    assert not [of for of, proposal, _ in cases if shares[of.name][0] < proposal.replicas and of.gpus <= left]
 
 
 @given(crowded(), st.integers(1, 12))
@@ -172,9 +172,9 @@ def test_no_gpu_is_left_that_a_model_could_use(given: tuple[list[Case], int]) ->
 def test_sharing_again_what_was_given_changes_nothing(given: tuple[list[Case], int], rounds: int) -> None:
     cases, gpus = given
     first = share(*cases, gpus=gpus)
-    again = [(of, wish, first[of.name][0]) for of, wish, _ in cases]
+    again = [(of, proposal, first[of.name][0]) for of, proposal, _ in cases]
     second = share(*again, gpus=gpus)
-    settled = [(of, wish, second[of.name][0]) for of, wish, _ in cases]
+    settled = [(of, proposal, second[of.name][0]) for of, proposal, _ in cases]
     third = share(*settled, gpus=gpus)
     assert {name: count for name, (count, _) in second.items()} == {name: count for name, (count, _) in third.items()}
 
@@ -204,14 +204,13 @@ def test_sharing_again_what_was_given_changes_nothing(given: tuple[list[Case], i
         ),
     ],
 )
-def test_unshared(cases: list[Case], expected: dict[str, tuple[int, Reason]]) -> None:
-    assert share(*cases, arbiter=Unshared()) == expected
+def test_in_turn(cases: list[Case], expected: dict[str, tuple[int, Reason]]) -> None:
+    assert share(*cases, sharing=in_turn) == expected
 
 
-def _observation(seen: ModelSeen) -> Observation:
+def _observation(seen: ModelObservation) -> Observation:
     return fleet(seen)
 
 
-def test_a_model_without_a_wish_is_left_out() -> None:
-    decision = LossArbiter().share({"a": want(2)}, {"a": A}, _observation(model(3, name="other")))
-    assert list(decision.targets) == ["a"]
+def test_a_model_without_a_proposal_is_left_out() -> None:
+    assert list(by_loss({"a": want(2)}, {"a": A}, _observation(model(3, name="other")))) == ["a"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raylane.autoscaling.observation import Observation
-from raylane.autoscaling.policy import ModelSpec
+from raylane.autoscaling.spec import ModelSpec
 
 LONGEST_STEP_S = 60.0  # longer gaps are times in which nobody watched: they count for neither side
 

@@ -8,16 +8,20 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from raylane.autoscaling.decider import Decided, Decider, Fleet, Look
-from raylane.autoscaling.decision import Move
-from raylane.autoscaling.idle import (
+from raylane.autoscaling.decision import ReplicaMove
+from raylane.autoscaling.live.decider import ClusterReading, Decided, Decider, FleetGpus
+from raylane.autoscaling.live.idle import (
     EmptyHost,
-    Watch,
+    GpuWatch,
+    IdleHost,
+    Idleness,
+    IdleReplica,
+    Who,
     empty_from_json,
     empty_to_json,
     idle_hosts,
@@ -27,8 +31,8 @@ from raylane.autoscaling.idle import (
     watches_from_json,
     watches_to_json,
 )
-from raylane.autoscaling.scaler_status import RESTS, Change, ScalerStatus, model_statuses, newest
-from raylane.autoscaling.shadow import Ledger, gpus_held
+from raylane.autoscaling.live.shadow import Ledger, gpus_held
+from raylane.autoscaling.live.status import ReplicaChange, ScalerStatus, Trouble, model_statuses, newest
 from raylane.cluster.hosts import Host
 from raylane.deployments.config import DeploymentConfig
 from raylane.deployments.directory import SETTLES_AFTER_S
@@ -42,19 +46,19 @@ SHORTEST_PAUSE_S = 0.2
 LOOK_FOR_WORK_EVERY_S = 5.0
 KEEP_EVERY_S = 60.0
 Write = Callable[[Mapping[str, Any]], None]
-Measure = Callable[[ScalerStatus, Iterable[Change]], None]
+Measure = Callable[[ScalerStatus, Iterable[ReplicaChange]], None]
 
 
-class Cluster(Protocol):
+class ScalableCluster(Protocol):
     """What the loop asks of the cluster. Every call may fail or be late."""
 
     async def config(self) -> DeploymentConfig | None: ...
     async def snapshot(self) -> Snapshot: ...
     async def targets(self) -> Mapping[str, int]: ...
-    async def fleet(self) -> Fleet: ...
+    async def fleet(self) -> FleetGpus: ...
     async def hosts(self) -> tuple[Host, ...]: ...
     async def scale(self, model: str, replicas: int) -> None: ...
-    async def move(self, move: Move) -> None: ...
+    async def move(self, move: ReplicaMove) -> None: ...
     async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]: ...
     async def keep(self, text: str) -> None: ...
     async def kept(self) -> str | None:
@@ -67,7 +71,7 @@ class Scaler:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: ScalableCluster,
         write: Write,
         measure: Measure = lambda status, changes: None,
         now_s: Callable[[], float] = time.monotonic,
@@ -82,14 +86,14 @@ class Scaler:
         self._epoch: str | None = None
         self._unsettled_until_s = float("-inf")
         self._said: dict[str, tuple[int, int, bool]] = {}
-        self._named: set[tuple[str, str]] = set()
-        self._watches: dict[str, Watch] = {}
+        self._named: set[tuple[Who, Idleness]] = set()
+        self._watches: dict[str, GpuWatch] = {}
         self._empty: dict[str, EmptyHost] = {}
         self._ledger: Ledger | None = None
         self._ledger_s: float | None = None
         self._remembered = False
         self._kept_s = float("-inf")
-        self.status = ScalerStatus(problem="nothing has been decided yet")
+        self.status = ScalerStatus(problem=Trouble.NOT_YET)
 
     async def run(self) -> None:
         """Decide at the configured pace, and at once when a model is asked for that has no replica."""
@@ -131,10 +135,10 @@ class Scaler:
     def _rest(self) -> None:
         """Nothing to scale; begin anew when there is."""
         self._decider, self._said, self._ledger = Decider(), {}, None
-        self.status = ScalerStatus(problem=RESTS)
+        self.status = ScalerStatus(problem=Trouble.RESTS)
         self._measure(self.status, ())
 
-    def _trouble(self, problem: str) -> None:
+    def _trouble(self, problem: Trouble | str) -> None:
         self.status = replace(self.status, problem=problem)
         self._measure(self.status, ())
 
@@ -146,10 +150,10 @@ class Scaler:
             fleet = fleet._replace(hosts=await asyncio.wait_for(self._cluster.hosts(), READ_TIMEOUT_S))
         self._watches = watch(self._watches, snapshot, self._wall_s())
         if not self._settled(snapshot):
-            self._trouble("the directory has just restarted; replicas are reporting again")
+            self._trouble(Trouble.DIRECTORY_RESTARTED)
             return
         self._empty = watch_hosts(self._empty, snapshot, fleet.gpus_of, self._wall_s())
-        decided = self._decider.decide(config, Look(self._now_s(), snapshot, targets, fleet, woken))
+        decided = self._decider.decide(config, ClusterReading(self._now_s(), snapshot, targets, fleet, woken))
         shadow = scaling.mode == "shadow"
         self._account(config, decided, shadow)
         changes = [] if shadow else await self._carry_out(decided)
@@ -165,7 +169,7 @@ class Scaler:
         self._epoch = snapshot.epoch
         return self._now_s() >= self._unsettled_until_s
 
-    async def _carry_out(self, decided: Decided) -> list[Change | None]:
+    async def _carry_out(self, decided: Decided) -> list[ReplicaChange | None]:
         """Ask Serve for what differs, models that shrink first: their GPUs are what the others wait for."""
         have = {model.name: model.target for model in decided.seen.models}
         changes = []
@@ -189,7 +193,7 @@ class Scaler:
             return False
         return True
 
-    def _said_now(self, name: str, have: int, decided: Decided, applied: bool) -> Change | None:
+    def _said_now(self, name: str, have: int, decided: Decided, applied: bool) -> ReplicaChange | None:
         """What to log: the first decision, then what differs from what is there. None when it was said already."""
         target = decided.targets[name]
         now = (have, target.replicas, applied)
@@ -197,7 +201,7 @@ class Scaler:
         self._said[name] = now
         if before == now or (have == target.replicas and before is not None):
             return None
-        return Change(self._time(), name, have, target.replicas, str(target.reason), target.detail, applied)
+        return ReplicaChange(self._time(), name, have, target.replicas, str(target.reason), target.words(), applied)
 
     def _account(self, config: DeploymentConfig, decided: Decided, shadow: bool) -> None:
         """Add up what a shadow would have saved."""
@@ -211,17 +215,14 @@ class Scaler:
         self._ledger = ledger.after(gpus_held(decided.seen, decided.specs), wanted, for_s)
 
     def _tell(
-        self, scaling: ScalingConfig, decided: Decided, targets: dict[str, int], changes: Iterable[Change]
+        self, scaling: ScalingConfig, decided: Decided, targets: dict[str, int], changes: Iterable[ReplicaChange]
     ) -> None:
         changes = tuple(changes)
         after = (self._wall_s(), scaling.idle_after_s, scaling.usd_per_gpu_hour)
         idle, hosts = idle_replicas(self._watches, *after), idle_hosts(self._empty, *after)
         for change in changes:
             self._write(change.to_json())
-        self._name(
-            [({"model": one.model, "idle": one.replica_id}, one.problem) for one in idle]
-            + [({"idle_host": one.host}, one.problem) for one in hosts]
-        )
+        self._name((*idle, *hosts))
         ledger = self._ledger
         self.status = ScalerStatus(
             policy=scaling.policy,
@@ -237,15 +238,13 @@ class Scaler:
         )
         self._measure(self.status, changes)
 
-    def _name(self, idle: Iterable[tuple[dict[str, str], str]]) -> None:
-        """Log what is idle, once for as long as it is."""
-        now = set()
-        for what, problem in idle:
-            now.add(key := (" ".join(what.values()), problem.split(" for ")[0]))
-            if key not in self._named:
-                log.warning("%s: %s", key[0], problem)
-                self._write({"time": self._time(), **what, "detail": problem})
-        self._named = now
+    def _name(self, idle: Sequence[IdleReplica | IdleHost]) -> None:
+        """Log what is idle, once for as long as it is for the same reason."""
+        for one in idle:
+            if (one.who, one.reason) not in self._named:
+                log.warning("%s: %s", " ".join(name for _, name in one.who), one.problem)
+                self._write({"time": self._time(), **dict(one.who), "detail": one.problem})
+        self._named = {(one.who, one.reason) for one in idle}
 
     async def _remember(self) -> None:
         """Take up what the autoscaler before this one had kept: idle times and savings span its death."""

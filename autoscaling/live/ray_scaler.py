@@ -19,10 +19,10 @@ from ray.exceptions import GetTimeoutError
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.util.metrics import Counter, Gauge
 
-from raylane.autoscaling.decider import Fleet
-from raylane.autoscaling.decision import Move
-from raylane.autoscaling.scaler import Scaler
-from raylane.autoscaling.scaler_status import Change, ScalerStatus
+from raylane.autoscaling.decision import ReplicaMove
+from raylane.autoscaling.live.decider import FleetGpus
+from raylane.autoscaling.live.scaler import Scaler
+from raylane.autoscaling.live.status import ReplicaChange, ScalerStatus
 from raylane.cluster.errors import FailedError
 from raylane.cluster.hosts import Host
 from raylane.cluster.leases import runtime_folder
@@ -65,7 +65,7 @@ class RayCluster:
     async def targets(self) -> Mapping[str, int]:
         return await asyncio.to_thread(lambda: serve_api().state().model_targets())
 
-    async def fleet(self) -> Fleet:
+    async def fleet(self) -> FleetGpus:
         return await asyncio.to_thread(read_fleet)
 
     async def hosts(self) -> tuple[Host, ...]:
@@ -79,7 +79,7 @@ class RayCluster:
     async def scale(self, model: str, replicas: int) -> None:
         await asyncio.to_thread(lambda: serve_api().scale(model, replicas))
 
-    async def move(self, move: Move) -> None:
+    async def move(self, move: ReplicaMove) -> None:
         await directory_actor().order_move.remote(move.replica_id, move.to_gpus)
 
     async def wait_for_wake(self, known: int, wait_s: float) -> tuple[int, tuple[str, ...]]:
@@ -109,14 +109,14 @@ def dashboard_address() -> str:
     return address if address.startswith("http") else f"http://{address}"
 
 
-def read_fleet() -> Fleet:
+def read_fleet() -> FleetGpus:
     """GPUs of the nodes that are alive, and their card if all have the same."""
     alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     gpus_of: Counting[str] = Counting()
     for node in alive:
         gpus_of[node["NodeManagerAddress"]] += int(node["Resources"].get("GPU", 0))
     cards = {card_of(node) for node in alive if node["Resources"].get("GPU")}
-    return Fleet(gpus_of.total(), cards.pop() if len(cards) == 1 else None, gpus_of=gpus_of)
+    return FleetGpus(gpus_of.total(), cards.pop() if len(cards) == 1 else None, gpus_of=gpus_of)
 
 
 def card_of(node: Mapping[str, Any]) -> str | None:
@@ -144,7 +144,7 @@ def log_writer(path: Path) -> Callable[[Mapping[str, Any]], None]:
     return write
 
 
-def metrics() -> Callable[[ScalerStatus, Iterable[Change]], None]:
+def metrics() -> Callable[[ScalerStatus, Iterable[ReplicaChange]], None]:
     """Sets gauges and counters on the metrics page of the head's Ray."""
     wanted = Gauge("raylane_scaler_wanted_replicas", "Replicas that the autoscaler wants", tag_keys=("model",))
     changes = Counter("raylane_scaler_changes", "Changes of replica counts", tag_keys=("model", "reason", "applied"))
@@ -154,7 +154,7 @@ def metrics() -> Callable[[ScalerStatus, Iterable[Change]], None]:
     named: set[str] = set()
     saved = Gauge("raylane_scaler_shadow_saved_gpu_hours", "GPU-hours that the shadow's counts would have saved")
 
-    def measure(status: ScalerStatus, made: Iterable[Change]) -> None:
+    def measure(status: ScalerStatus, made: Iterable[ReplicaChange]) -> None:
         blind.set(float(status.blind))
         idle.set(float(len(status.idle)))
         hosts.set(float(len(status.idle_hosts)))

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from live_values import report, snapshot
 from scaler_bench import Bench, bench
-from seen_models import fleet
+from seen_models import fleet, spec
 
 from raylane.autoscaling.decision import Decision, Reason, Target
-from raylane.autoscaling.moves import DomainMoves
-from raylane.autoscaling.observation import ModelSeen, Phase, ReplicaSeen
+from raylane.autoscaling.move import make_room
+from raylane.autoscaling.observation import ModelObservation, Phase, ReplicaObservation
 from raylane.cluster.domains import domains
 from raylane.cluster.recording import load_recording
 from raylane.deployments.engines.base import EngineLoad
@@ -18,26 +18,26 @@ from raylane.deployments.engines.base import EngineLoad
 RECORDING = Path(__file__).parents[2] / "fixtures" / "topology" / "l40s-x12-six-switch-pairs.json"
 (HOST,) = load_recording(RECORDING)
 PAIRS = [domain.uuids for domain in domains(HOST)]
-GPUS = {"8b": 1, "70b": 2}
+SPECS = {"8b": spec("8b"), "70b": spec("70b", gpus=2)}
 
 
-def ready(name: str, *gpus: str, waiting: int = 0, phase: Phase = Phase.READY) -> ReplicaSeen:
-    return ReplicaSeen(name, phase, waiting, 1, 0.1, gpus=gpus)
+def ready(name: str, *gpus: str, waiting: int = 0, phase: Phase = Phase.READY) -> ReplicaObservation:
+    return ReplicaObservation(name, phase, waiting, 1, 0.1, gpus=gpus)
 
 
-def seen(*singles: ReplicaSeen, pairs: int = 4, waiting: int = 0) -> tuple[ModelSeen, ModelSeen]:
+def seen(*singles: ReplicaObservation, pairs: int = 4, waiting: int = 0) -> tuple[ModelObservation, ModelObservation]:
     """The singles, and pairs on the last domains."""
     held = [ready(f"p{n}", *PAIRS[5 - n], waiting=waiting) for n in range(pairs)]
-    return ModelSeen("8b", len(singles), singles), ModelSeen("70b", pairs, tuple(held))
+    return ModelObservation("8b", len(singles), singles), ModelObservation("70b", pairs, tuple(held))
 
 
-def planned(models: tuple[ModelSeen, ModelSeen], singles: int | None = None) -> Decision:
+def planned(models: tuple[ModelObservation, ModelObservation], singles: int | None = None) -> Decision:
     """One pair more is wanted, and as many singles as there are."""
-    wished = {
+    proposed = {
         "8b": Target(models[0].target if singles is None else singles, Reason.STEADY),
         "70b": Target(models[1].target + 1, Reason.DEMAND),
     }
-    return DomainMoves((HOST,)).plan(Decision(wished), fleet(*models), GPUS)
+    return make_room(proposed, SPECS, fleet(*models), (HOST,))
 
 
 SPLIT = (ready("a", PAIRS[0][0]), ready("b", PAIRS[1][0]))
@@ -67,7 +67,9 @@ def test_the_pair_starts_at_once_on_a_whole_domain() -> None:
         ),
     ],
 )
-def test_the_pair_takes_second_best_links_when_a_move_does_not_pay(models: tuple[ModelSeen, ModelSeen]) -> None:
+def test_the_pair_takes_second_best_links_when_a_move_does_not_pay(
+    models: tuple[ModelObservation, ModelObservation],
+) -> None:
     decision = planned(models)
     assert (decision.moves, decision.targets["70b"].replicas) == ((), 5)
 
@@ -83,9 +85,8 @@ def test_it_waits_for_a_drain_under_way_and_moves_no_second_one() -> None:
 
 
 def test_hosts_whose_links_are_unknown_are_left_alone() -> None:
-    wished = {"8b": Target(2, Reason.STEADY), "70b": Target(5, Reason.DEMAND)}
-    assert DomainMoves().plan(Decision(wished), fleet(*seen(*SPLIT)), GPUS).targets["70b"].replicas in (4, 5)
-    assert DomainMoves().plan(Decision(wished), fleet(*seen(*SPLIT)), GPUS).moves == ()
+    proposed = {"8b": Target(2, Reason.STEADY), "70b": Target(5, Reason.DEMAND)}
+    assert make_room(proposed, SPECS, fleet(*seen(*SPLIT)), ()) == Decision(proposed)
 
 
 def live(moves: bool) -> Bench:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seen_models import model
 
-from raylane.autoscaling.demand import (
+from raylane.autoscaling.observation import ModelObservation
+from raylane.autoscaling.rules.demand import (
     KEEP_S,
     PRIOR,
     History,
@@ -20,7 +21,6 @@ from raylane.autoscaling.demand import (
     remember,
     sized,
 )
-from raylane.autoscaling.observation import ModelSeen
 
 
 def history(counts: list[float], every_s: float = 5.0) -> History:
@@ -33,7 +33,7 @@ def history(counts: list[float], every_s: float = 5.0) -> History:
     return kept
 
 
-def totals(arrivals: float | None, *, prompt: float = 500.0, output: float = 200.0) -> ModelSeen:
+def totals(arrivals: float | None, *, prompt: float = 500.0, output: float = 200.0) -> ModelObservation:
     done = arrivals or 0.0
     return model(
         arrivals_total=arrivals,

@@ -2,16 +2,23 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any, NamedTuple
 
-from raylane.autoscaling.decider import Decided
-from raylane.autoscaling.idle import IdleHost, IdleReplica
+from raylane.autoscaling.live.decider import Decided
+from raylane.autoscaling.live.idle import IdleHost, IdleReplica
 from raylane.autoscaling.observation import Phase
 
-RESTS = "the deployed config wants no scaling"
+
+class Trouble(StrEnum):
+    """Why nothing is decided, where it is not an error of something that was read. The values are the words."""
+
+    NOT_YET = "nothing has been decided yet"
+    RESTS = "the deployed config wants no scaling"
+    DIRECTORY_RESTARTED = "the directory has just restarted; replicas are reporting again"
 
 
-class Change(NamedTuple):
+class ReplicaChange(NamedTuple):
     """One decision about one model that differs from the one before."""
 
     time: str
@@ -51,10 +58,10 @@ class ScalerStatus:
     policy: str | None = None
     mode: str | None = None
     decided: str | None = None
-    problem: str | None = None
-    """Why nothing is decided now; None when all is well."""
+    problem: Trouble | str | None = None
+    """Why nothing is decided now, an error in its own words; None when all is well."""
     models: tuple[ModelStatus, ...] = ()
-    changes: tuple[Change, ...] = ()
+    changes: tuple[ReplicaChange, ...] = ()
     """The last ones, the newest last."""
     idle: tuple[IdleReplica, ...] = ()
     idle_hosts: tuple[IdleHost, ...] = ()
@@ -63,12 +70,17 @@ class ScalerStatus:
     saved_usd: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "changes": [change.to_json() for change in self.changes]}
+        return {
+            **asdict(self),
+            "changes": [change.to_json() for change in self.changes],
+            "idle": [one.to_json() for one in self.idle],
+            "idle_hosts": [one.to_json() for one in self.idle_hosts],
+        }
 
     @property
     def blind(self) -> bool:
         """Whether it should decide and cannot."""
-        return self.problem not in (None, RESTS)
+        return self.problem is not None and self.problem is not Trouble.RESTS
 
     def wanted(self, before: Iterable[str]) -> dict[str, int]:
         """Replicas wanted of each model, and 0 of those of `before` that are scaled no more."""
@@ -87,12 +99,12 @@ def model_statuses(decided: Decided, targets: dict[str, int]) -> tuple[ModelStat
             draining=model.count(Phase.DRAINING),
             held=model.held,
             reason=str(decided.targets[model.name].reason),
-            detail=decided.targets[model.name].detail,
+            detail=decided.targets[model.name].words(),
         )
         for model in decided.seen.models
         if model.name in decided.targets
     )
 
 
-def newest(changes: Iterable[Change], most: int = 50) -> tuple[Change, ...]:
+def newest(changes: Iterable[ReplicaChange], most: int = 50) -> tuple[ReplicaChange, ...]:
     return tuple(changes)[-most:]

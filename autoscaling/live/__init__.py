@@ -1,0 +1,1 @@
+"""The autoscaler on a live cluster: readings in, counts for Serve out. Start at scaler.py."""
