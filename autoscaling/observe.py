@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
 from raylane.autoscaling.observation import ModelObservation, Observation, Phase, ReplicaObservation
-from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.reports import (
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.directory.reports import (
     GATEWAY_STALE_S,
     ModelTraffic,
     MoveState,

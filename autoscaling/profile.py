@@ -14,7 +14,7 @@ wait.
 
 from dataclasses import dataclass, replace
 
-from raylane.deployments.config import Slo
+from raylane.deployments.config.deployment import Slo
 from raylane.deployments.simulator.replica import EngineModel
 
 PROMPT_SHARE = 0.6  # above it first tokens queue behind other prompts

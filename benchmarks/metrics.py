@@ -15,7 +15,7 @@ from raylane.benchmarks.doubts import BURST_TOKENS, SHORT_SHARE, case_doubts, st
 from raylane.benchmarks.records import RequestRecord
 from raylane.benchmarks.results import Attainment, CaseResult, Energy, StreamResult, Summary
 from raylane.benchmarks.stats import summarize, wilson_interval
-from raylane.deployments.config import Slo
+from raylane.deployments.config.deployment import Slo
 
 _ERRORS_SHOWN = 10
 _PIECES_WITHIN_SHARE = 0.01

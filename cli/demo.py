@@ -19,8 +19,8 @@ from raylane.cluster.ray_driver import environment, import_ray
 
 if TYPE_CHECKING:
     from raylane.benchmarks.plan import BenchmarkPlan
-    from raylane.deployments.config import DeploymentConfig
-    from raylane.deployments.reports import Snapshot
+    from raylane.deployments.config.deployment import DeploymentConfig
+    from raylane.deployments.directory.reports import Snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 UP_WITHIN_S = 900.0
@@ -28,9 +28,9 @@ PORTS_TRIED = 20
 NEEDED = (  # imported before anything is started, as an interrupt while they are imported may crash Python
     "raylane.cli.bench",
     "raylane.cli.deploy",
-    "raylane.deployments.rollout",
-    "raylane.deployments.serve_api",
-    "raylane.deployments.engines.simulator",
+    "raylane.deployments.rollout.rollout",
+    "raylane.deployments.rollout.serve_api",
+    "raylane.deployments.engines.simulator.engine",
     "matplotlib.backends.backend_svg",
 )
 
@@ -80,8 +80,8 @@ def demo(
             import_module(module)
     from raylane.benchmarks.run_folder import check_writable
     from raylane.cli.bench import read_plan
-    from raylane.deployments.config import load_config
-    from raylane.deployments.engines.simulator import simulated
+    from raylane.deployments.config.deployment import load_config
+    from raylane.deployments.engines.simulator.engine import simulated
 
     check_writable(out_dir)
     config, plan = load_config(chosen.config), read_plan(chosen.plan, None)
@@ -144,8 +144,8 @@ def run_demo(chosen: Demo, config: "DeploymentConfig", plan: "BenchmarkPlan", ou
     from raylane.cli.bench import run_with_progress
     from raylane.cli.deploy import progress_lines
     from raylane.cli.report import report
-    from raylane.deployments.rollout import deploy, snapshot
-    from raylane.deployments.serve_api import ServeApi, dashboard_url
+    from raylane.deployments.rollout.rollout import deploy, snapshot
+    from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url
 
     console = Console(stderr=True)
     began_s = time.monotonic()

@@ -13,8 +13,8 @@ from rich.console import Console
 from raylane.cli.interrupts import ends_at_once
 
 if TYPE_CHECKING:
-    from raylane.deployments.applications import Change
-    from raylane.deployments.serve_api import AppStatus, ServeApi
+    from raylane.deployments.rollout.applications import Change
+    from raylane.deployments.rollout.serve_api import AppStatus, ServeApi
 
 Address = Annotated[str, typer.Option("--address", help="Ray cluster; auto finds the one this host belongs to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -31,8 +31,8 @@ def connected(address: str) -> Iterator["ServeApi"]:
         import_ray()
         import ray
 
-        from raylane.deployments.rollout import connect
-        from raylane.deployments.serve_api import ServeApi, dashboard_url
+        from raylane.deployments.rollout.rollout import connect
+        from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url
 
     context = connect(address)
     try:
@@ -51,13 +51,13 @@ def deploy(
     with ends_at_once():
         from raylane.autoscaling.live.specs import check_policy, check_scaling
         from raylane.cli.planning import misfits
-        from raylane.deployments.config import load_config
+        from raylane.deployments.config.deployment import load_config
 
     config = load_config(config_file)
     check_policy(config, str(config_file))
     with connected(address) as api:
         from raylane.autoscaling.live.ray_scaler import follow, read_fleet
-        from raylane.deployments.rollout import deploy as put
+        from raylane.deployments.rollout.rollout import deploy as put
 
         card = read_fleet().card
         check_scaling(config, card, str(config_file))
@@ -75,7 +75,7 @@ def deploy(
 
 def progress_lines() -> Callable[[dict[str, "AppStatus"]], None]:
     """A line on stderr whenever a model's state changes."""
-    from raylane.deployments.rollout import display_name
+    from raylane.deployments.rollout.rollout import display_name
 
     console = Console(stderr=True)
     seen: dict[str, tuple[str, int]] = {}
@@ -93,7 +93,7 @@ def progress_lines() -> Callable[[dict[str, "AppStatus"]], None]:
 
 def change_text(change: "Change") -> str:
     """What a deploy did, one line a kind."""
-    from raylane.deployments.rollout import display_name
+    from raylane.deployments.rollout.rollout import display_name
 
     kinds = {k: [display_name(n) for n in names] for k, names in asdict(change).items()}
     return "\n".join(f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names)
@@ -106,8 +106,8 @@ def delete(
     """Take models off the cluster; running streams finish first. Other applications stay."""
     with connected(address) as api:
         from raylane.autoscaling.live.ray_scaler import follow
-        from raylane.deployments.deployed import recall
-        from raylane.deployments.rollout import delete as take_off
+        from raylane.deployments.directory.deployed import recall
+        from raylane.deployments.rollout.rollout import delete as take_off
 
         gone = take_off(api, models or [])
         follow(recall())
@@ -117,7 +117,7 @@ def delete(
 def schema() -> None:
     """Print the JSON schema of deployment configs, for editors."""
     from raylane.autoscaling.rules.registry import deployable_policies
-    from raylane.deployments.config import json_schema
+    from raylane.deployments.config.deployment import json_schema
 
     found = json_schema()
     found["$defs"]["ScalingConfig"]["properties"]["policy"]["enum"] = list(deployable_policies())

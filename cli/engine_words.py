@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from raylane.deployments.fit import Fits, Refusal
+from raylane.deployments.sizing.fit import Fits, Refusal
 
 # vLLM 0.29 makes FP8 of 16-bit weights while loading, has no `int8` (its int8_per_channel_weight_only leaves dense
 # layers as they are), and reads AWQ and INT8 from checkpoints. TensorRT-LLM 1.2 quantizes nothing while loading, and

@@ -9,9 +9,9 @@ import yaml
 
 from raylane.cluster.errors import UsageError
 from raylane.cluster.kuberay import KubeCluster, PodSize, ReplicaNeed, manifest
-from raylane.deployments.applications import required_replicas
-from raylane.deployments.builtin import PREFIX, builtin_config
-from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.config.builtin import PREFIX, builtin_config
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.rollout.applications import required_replicas
 
 export = typer.Typer(no_args_is_help=True, help="Write a deployment as other tools want it.")
 HEAD = PodSize(cpus=4, memory_gib=16, gpus=0, shm_gib=2)

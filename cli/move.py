@@ -22,7 +22,7 @@ def move(
     wanted = None if to is None else parse_uuids(to)
     console = Console(stderr=True)
     with connected(address):
-        from raylane.deployments.moving import move as put
+        from raylane.deployments.rollout.moving import move as put
 
         done = put(replica, wanted, timeout_s, lambda line: console.print(line, highlight=False, soft_wrap=True))
     typer.echo(json.dumps(asdict(done)) if json_output else done.message)

@@ -130,7 +130,7 @@ def hosts(
         import_ray()
         import ray
 
-        from raylane.deployments.rollout import connect
+        from raylane.deployments.rollout.rollout import connect
 
     connect(address or (running.head_address if running and not running.starting else "auto"))
     try:
@@ -189,7 +189,7 @@ def submit(
     config_file: Annotated[Path, typer.Argument(help="Deployment config on this machine, as it is now.")],
 ) -> None:
     """Send a deployment config to the head and deploy it there."""
-    from raylane.deployments.config import DeploymentConfig
+    from raylane.deployments.config.deployment import DeploymentConfig
 
     config = read_launcher_config(cluster_file)
     DeploymentConfig.from_yaml(config_file)

@@ -32,7 +32,7 @@ def plan(
     with ends_at_once():
         from raylane.autoscaling.live.specs import check_policy
         from raylane.cli.planning import hosts_of, print_plan, print_suggestion
-        from raylane.deployments.config import load_config
+        from raylane.deployments.config.deployment import load_config
 
     if suggest_for is not None:
         hosts = hosts_of(from_files) if from_files else None

@@ -13,15 +13,15 @@ from raylane.cluster.choose import DOMAIN_SIZES
 from raylane.cluster.domains import domains
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host, LinkMeasurement, Verdict
-from raylane.deployments.builtin import PREFIX
-from raylane.deployments.config import ModelConfig, SimulatorConfig
-from raylane.deployments.engine_settings import engine_settings
-from raylane.deployments.fit import Fits, Refusal, fit
-from raylane.deployments.memory import doubts
-from raylane.deployments.model_facts import ModelFacts
-from raylane.deployments.parallelism import Comparison, compare_parallelism
-from raylane.deployments.roofline import Ceiling, Link, assumed_link, ceiling
+from raylane.deployments.config.builtin import PREFIX
+from raylane.deployments.config.deployment import ModelConfig, SimulatorConfig
 from raylane.deployments.simulator.build import read_model_facts
+from raylane.deployments.sizing.engine_settings import engine_settings
+from raylane.deployments.sizing.fit import Fits, Refusal, fit
+from raylane.deployments.sizing.memory import doubts
+from raylane.deployments.sizing.model_facts import ModelFacts
+from raylane.deployments.sizing.parallelism import Comparison, compare_parallelism
+from raylane.deployments.sizing.roofline import Ceiling, Link, assumed_link, ceiling
 
 INPUT_TOKENS, OUTPUT_TOKENS = 512, 256  # the request that ceilings are given for
 BATCHES = (1, 8, 32, 128)

@@ -30,11 +30,11 @@ from raylane.cluster.catalog import find_accelerator, need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
 from raylane.cluster.planner import ModelPlan, PlacementPlan, Want
-from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig
-from raylane.deployments.fit import Refusal
-from raylane.deployments.roofline import assumed_link
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
 from raylane.deployments.simulator.build import read_model_facts
-from raylane.deployments.suggest import DEFAULT_CONTEXT, LARGEST_GPU_COUNT, suggest
+from raylane.deployments.sizing.fit import Refusal
+from raylane.deployments.sizing.roofline import assumed_link
+from raylane.deployments.sizing.suggest import DEFAULT_CONTEXT, LARGEST_GPU_COUNT, suggest
 
 
 def hosts_of(from_files: Sequence[Path] | None) -> list[Host]:

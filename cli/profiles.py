@@ -16,12 +16,12 @@ from raylane.cli.sizing import fit_json, print_fit
 from raylane.cli.tables import WholeTable, table_console
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.catalog import need_accelerator
-from raylane.deployments.config import ModelConfig
-from raylane.deployments.engine_settings import engine_settings
+from raylane.deployments.config.deployment import ModelConfig
+from raylane.deployments.config.profiles import Profile, need_profile, profiles
 from raylane.deployments.engines.base import Seat
-from raylane.deployments.engines.vllm import VllmEngine
-from raylane.deployments.fit import Fits, Refusal, fit
-from raylane.deployments.profiles import Profile, need_profile, profiles
+from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.sizing.engine_settings import engine_settings
+from raylane.deployments.sizing.fit import Fits, Refusal, fit
 
 SOURCE, SERVED = "MODEL", "NAME"
 

@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.markup import escape
 
 from raylane.cli.tables import WholeTable
-from raylane.deployments.fit import Fits, Refusal
-from raylane.deployments.memory import doubts
-from raylane.deployments.model_facts import ModelFacts
-from raylane.deployments.parallelism import Comparison
-from raylane.deployments.roofline import Ceiling, Link
-from raylane.deployments.suggest import Guide
+from raylane.deployments.sizing.fit import Fits, Refusal
+from raylane.deployments.sizing.memory import doubts
+from raylane.deployments.sizing.model_facts import ModelFacts
+from raylane.deployments.sizing.parallelism import Comparison
+from raylane.deployments.sizing.roofline import Ceiling, Link
+from raylane.deployments.sizing.suggest import Guide
 
 NOT_MADE_WHILE_LOADING = frozenset({"awq", "int8"})
 COMPUTED = "computed from data sheets, not measured"

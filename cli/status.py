@@ -13,17 +13,17 @@ from raylane.cli.deploy import Address, AsJson, connected
 from raylane.cli.tables import WholeTable, table_console
 
 if TYPE_CHECKING:
-    from raylane.deployments.cluster_view import DomainView, GpuView, HostView
-    from raylane.deployments.reports import ReplicaReport, Snapshot
-    from raylane.deployments.serve_api import AppStatus
+    from raylane.deployments.directory.cluster_view import DomainView, GpuView, HostView
+    from raylane.deployments.directory.reports import ReplicaReport, Snapshot
+    from raylane.deployments.rollout.serve_api import AppStatus
 
 
 def status(address: Address = "auto", json_output: AsJson = False) -> None:
     """What is deployed: models, replicas and their load; hosts, domains and GPUs, and who has them."""
     with connected(address) as api:
-        from raylane.deployments.cluster_view import cluster_view
-        from raylane.deployments.rollout import alive_nodes, snapshot
-        from raylane.deployments.sight import look_everywhere
+        from raylane.deployments.directory.cluster_view import cluster_view
+        from raylane.deployments.rollout.rollout import alive_nodes, snapshot
+        from raylane.deployments.rollout.sight import look_everywhere
 
         applications = [s for name, s in api.state().statuses.items() if name.startswith("raylane-")]
         known = snapshot()
@@ -67,7 +67,7 @@ def public(known: "Snapshot | None") -> dict[str, object] | None:
 
 def application_lines(applications: "Sequence[AppStatus]") -> list[str]:
     """A line for each model and for the gateway."""
-    from raylane.deployments.rollout import display_name
+    from raylane.deployments.rollout.rollout import display_name
 
     return [
         f"{display_name(application.name)}: {application.status.lower()}, "

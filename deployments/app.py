@@ -11,13 +11,13 @@ from ray import serve
 from ray.serve import Application
 from ray.util.metrics import Gauge
 
-from raylane.deployments.config import GatewayConfig, ModelConfig
-from raylane.deployments.deployed import DeployedLimits
+from raylane.deployments.config.deployment import GatewayConfig, ModelConfig
+from raylane.deployments.directory.deployed import DeployedLimits
+from raylane.deployments.directory.ray_actor import RayDirectory
 from raylane.deployments.engines.build import build_engine
 from raylane.deployments.gateway.gateway import FINISH_WITHIN_S, Gateway
-from raylane.deployments.host import CpuHost, GpuHost
-from raylane.deployments.ray_directory import RayDirectory
-from raylane.deployments.replica import Replica
+from raylane.deployments.replicas.host import CpuHost, GpuHost
+from raylane.deployments.replicas.replica import Replica
 
 log = logging.getLogger("raylane")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raylane.autoscaling.lab.world import ModelState, World
 from raylane.autoscaling.profile import capacity_profile
-from raylane.deployments.config import Slo
+from raylane.deployments.config.deployment import Slo
 
 WINDOW_S = 600.0
 FLUID_WINDOW_S = 60.0

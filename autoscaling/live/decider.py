@@ -20,9 +20,9 @@ from raylane.autoscaling.pipeline import Policy
 from raylane.autoscaling.propose import Memory
 from raylane.autoscaling.spec import ModelSpec
 from raylane.cluster.hosts import Host
-from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.reports import ReplicaState, Snapshot
-from raylane.deployments.scaling_config import ScalingConfig
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.config.scaling import ScalingConfig
+from raylane.deployments.directory.reports import ReplicaState, Snapshot
 
 log = logging.getLogger("raylane.autoscaler")
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from raylane.autoscaling.observe import gpu_utilization
-from raylane.deployments.reports import Snapshot
+from raylane.deployments.directory.reports import Snapshot
 
 IDLE_BELOW = 0.10  # GPU utilisation, 0 to 1
 FORGET_AFTER_S = 600.0  # a replica that reports no more; longer than a directory needs to come back

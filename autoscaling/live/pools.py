@@ -2,7 +2,7 @@
 
 from raylane.autoscaling.observation import ModelObservation, Observation, Phase
 from raylane.autoscaling.propose import Specs
-from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.config.deployment import DeploymentConfig
 
 
 def pools(seen: Observation, specs: Specs, config: DeploymentConfig) -> tuple[Observation, ...]:

@@ -1,6 +1,6 @@
 """The autoscaler as a detached Ray actor on the head, and what it asks of Ray, Serve and the directory.
 
-Ray restarts it when it dies; it finds what is deployed through deployments/deployed.py. Run on Ray 2.60.0.
+Ray restarts it when it dies; it finds what is deployed through deployments/directory/deployed.py. Run on Ray 2.60.0.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ from raylane.autoscaling.live.status import ReplicaChange, ScalerStatus
 from raylane.cluster.errors import FailedError
 from raylane.cluster.hosts import Host
 from raylane.cluster.leases import runtime_folder
-from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.deployed import NAMESPACE as KV_NAMESPACE
-from raylane.deployments.deployed import recall
-from raylane.deployments.ray_directory import NAMESPACE, RayDirectory, directory_actor
-from raylane.deployments.reports import Snapshot
-from raylane.deployments.rollout import alive_nodes
-from raylane.deployments.serve_api import ServeApi
-from raylane.deployments.sight import look_everywhere
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.directory.deployed import NAMESPACE as KV_NAMESPACE
+from raylane.deployments.directory.deployed import recall
+from raylane.deployments.directory.ray_actor import NAMESPACE, RayDirectory, directory_actor
+from raylane.deployments.directory.reports import Snapshot
+from raylane.deployments.rollout.rollout import alive_nodes
+from raylane.deployments.rollout.serve_api import ServeApi
+from raylane.deployments.rollout.sight import look_everywhere
 
 log = logging.getLogger("raylane.autoscaler")
 

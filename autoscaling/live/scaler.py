@@ -34,10 +34,10 @@ from raylane.autoscaling.live.idle import (
 from raylane.autoscaling.live.shadow import Ledger, gpus_held
 from raylane.autoscaling.live.status import ReplicaChange, ScalerStatus, Trouble, model_statuses, newest
 from raylane.cluster.hosts import Host
-from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.directory import SETTLES_AFTER_S
-from raylane.deployments.reports import Snapshot
-from raylane.deployments.scaling_config import ScalingConfig
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.config.scaling import ScalingConfig
+from raylane.deployments.directory.directory import SETTLES_AFTER_S
+from raylane.deployments.directory.reports import Snapshot
 
 log = logging.getLogger("raylane.autoscaler")
 

@@ -1,1 +1,2 @@
-"""Engines as child processes: how each kind is started, and what proves that it is ready."""
+"""One inference server as a child process: in go a config and what a replica was given, out comes a server that has
+proven itself by a token."""

@@ -1,15 +1,15 @@
 """From a model's config to its engine."""
 
 from raylane.cluster.errors import FailedError
-from raylane.deployments.builtin import ensure_model
-from raylane.deployments.config import ModelConfig, SimulatorConfig
+from raylane.deployments.config.builtin import ensure_model
+from raylane.deployments.config.deployment import ModelConfig, SimulatorConfig
 from raylane.deployments.engines.base import Engine
-from raylane.deployments.engines.simulator import SimulatorEngine
+from raylane.deployments.engines.simulator.engine import SimulatorEngine
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine
 from raylane.deployments.engines.trtllm.programs import program
-from raylane.deployments.engines.vllm import VllmEngine
-from raylane.deployments.host import recording_in_use
+from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.replicas.host import recording_in_use
 
 
 def build_engine(name: str, model: ModelConfig) -> Engine:

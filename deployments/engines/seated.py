@@ -14,7 +14,7 @@ from raylane.deployments.engines.base import Engine, EngineLoad, Seat
 from raylane.deployments.engines.client import EngineClient
 from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.process import EngineProcess
-from raylane.deployments.progress import Progress, Stillness, follow, sickness, still
+from raylane.deployments.engines.progress import Progress, Stillness, follow, sickness, still
 
 log = logging.getLogger("raylane.replica")
 

@@ -1,1 +1,1 @@
-"""The HTTP front of all models: filter, score and pick a replica, then pass the bytes straight through."""
+"""One address for all models: in come HTTP requests, out go the bytes of the engine that was picked."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from raylane.deployments.reports import ModelTraffic
+from raylane.deployments.directory.reports import ModelTraffic
 
 
 @dataclass

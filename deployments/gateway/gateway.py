@@ -15,10 +15,10 @@ from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 from raylane.cluster.errors import FailedError
-from raylane.deployments.config import GatewayConfig
-from raylane.deployments.directory import merge
+from raylane.deployments.config.deployment import GatewayConfig
+from raylane.deployments.directory.directory import merge
+from raylane.deployments.directory.reports import ModelTraffic, Table, add_traffic
 from raylane.deployments.gateway.worker import WorkerSettings
-from raylane.deployments.reports import ModelTraffic, Table, add_traffic
 
 log = logging.getLogger("raylane.gateway")
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from aiohttp import HttpVersion11, web
 
-from raylane.deployments.directory import REPORT_EXPIRES_S
+from raylane.deployments.directory.directory import REPORT_EXPIRES_S
+from raylane.deployments.directory.reports import Endpoint, ModelTraffic, Table
 from raylane.deployments.gateway.asked import Asked, Unreachables
 from raylane.deployments.gateway.counters import Counters
 from raylane.deployments.gateway.errors import error_event, refuse
@@ -17,7 +18,6 @@ from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.routing import NoPick, Pick
 from raylane.deployments.gateway.routing import pick as pick_replica
 from raylane.deployments.gateway.upstream import Head, Unreachable, Upstream, UpstreamError, UpstreamPool
-from raylane.deployments.reports import Endpoint, ModelTraffic, Table
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date", "upgrade", "te"}
 PASSED_ON = ("content-type", "accept", "x-request-id", "traceparent", "tracestate")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
 
-from raylane.deployments.reports import Endpoint
+from raylane.deployments.directory.reports import Endpoint
 
 
 class NoPick(StrEnum):

@@ -20,10 +20,10 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
+from raylane.deployments.directory.reports import Table
 from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.relay import Relay
-from raylane.deployments.reports import Table
 
 MAX_BODY_BYTES = 64 << 20
 POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")

@@ -7,18 +7,18 @@ from typing import Any
 
 from raylane.cluster.catalog import Accelerator
 from raylane.cluster.errors import UsageError
-from raylane.deployments.builtin import PREFIX, builtin_config
-from raylane.deployments.families.params_json import config_of_params
-from raylane.deployments.fit import EngineSettings, Fits, fit
-from raylane.deployments.kv_layout import BLOCK_TOKENS
-from raylane.deployments.model_facts import ModelFacts, model_facts
-from raylane.deployments.model_files import CONFIG, PARAMS, describing_file
-from raylane.deployments.quantization.modelopt import MIXED
-from raylane.deployments.roofline import Link, assumed_link
+from raylane.deployments.config.builtin import PREFIX, builtin_config
 from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.request import Limits
 from raylane.deployments.simulator.step_model import StepConstants, step_model
+from raylane.deployments.sizing.families.params_json import config_of_params
+from raylane.deployments.sizing.fit import EngineSettings, Fits, fit
+from raylane.deployments.sizing.kv_layout import BLOCK_TOKENS
+from raylane.deployments.sizing.model_facts import ModelFacts, model_facts
+from raylane.deployments.sizing.model_files import CONFIG, PARAMS, describing_file
+from raylane.deployments.sizing.quantization.modelopt import MIXED
+from raylane.deployments.sizing.roofline import Link, assumed_link
 
 
 def read_model_config(source: str) -> Mapping[str, Any]:

@@ -12,13 +12,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from raylane.cluster.catalog import Accelerator, need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
-from raylane.deployments.fit import EngineSettings
-from raylane.deployments.model_facts import ModelFacts
-from raylane.deployments.roofline import Link, assumed_link
 from raylane.deployments.simulator.build import build_engine, read_model_facts
 from raylane.deployments.simulator.loads import closed_loop
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.step_model import StepConstants
+from raylane.deployments.sizing.fit import EngineSettings
+from raylane.deployments.sizing.model_facts import ModelFacts
+from raylane.deployments.sizing.roofline import Link, assumed_link
 
 H200_ROWS = Path(__file__).with_name("measured_h200.yaml")
 Metric = Literal["ttft_p50_ms", "tpot_p50_ms", "output_tokens_per_s"]

@@ -11,11 +11,11 @@ counts 4 x layers x heads x head_dim for every pair of tokens and matters for pr
 from dataclasses import dataclass, replace
 
 from raylane.cluster.catalog import Accelerator
-from raylane.deployments.kv_layout import on_one_gpu, read_bytes
-from raylane.deployments.memory import EngineSettings
-from raylane.deployments.model_facts import ModelFacts
-from raylane.deployments.roofline import ALL_REDUCES_PER_LAYER, Link, all_reduce_s, stage_hops_s
-from raylane.deployments.weights import kv_element_bytes, peak_flops, weights_read_bytes
+from raylane.deployments.sizing.kv_layout import on_one_gpu, read_bytes
+from raylane.deployments.sizing.memory import EngineSettings
+from raylane.deployments.sizing.model_facts import ModelFacts
+from raylane.deployments.sizing.roofline import ALL_REDUCES_PER_LAYER, Link, all_reduce_s, stage_hops_s
+from raylane.deployments.sizing.weights import kv_element_bytes, peak_flops, weights_read_bytes
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from raylane.deployments.applications import MODEL_PREFIX
-from raylane.deployments.rollout import delete, tidy
+from raylane.deployments.rollout.applications import MODEL_PREFIX
+from raylane.deployments.rollout.rollout import delete, tidy
 from studies.h200.gpu_use import raylane, shown
 from studies.h200.live import INPUT_TOKENS, MODEL, ONE_READY, OUTPUT_TOKENS, Live, cold_starts, stop
 from studies.h200.seen import answers, first_change, grown, missed, open_across, ttft_over, unix_s

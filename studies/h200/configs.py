@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.config.deployment import DeploymentConfig
 
 PORT = 8000
 # vLLM's FlashInfer sampler compiles itself at first use, which needs a CUDA toolkit; the native sampler does not.

@@ -4,8 +4,8 @@ import threading
 import time
 from typing import NamedTuple
 
-from raylane.deployments.reports import ReplicaState, Snapshot
-from raylane.deployments.rollout import snapshot
+from raylane.deployments.directory.reports import ReplicaState, Snapshot
+from raylane.deployments.rollout.rollout import snapshot
 
 LOOK_EVERY_S = 0.2
 

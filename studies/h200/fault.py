@@ -13,8 +13,8 @@ import pynvml
 from raylane.benchmarks.pairs import Load
 from raylane.benchmarks.run_folder import load_run
 from raylane.cluster.processes import processes_with
+from raylane.deployments.directory.reports import ReplicaReport
 from raylane.deployments.engines.process import MARK
-from raylane.deployments.reports import ReplicaReport
 from studies.h200.load import run_many
 
 CONCURRENCY = 32

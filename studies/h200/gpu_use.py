@@ -14,9 +14,9 @@ from raylane.cluster.hosts import Host
 from raylane.cluster.nvml import read_host
 from raylane.cluster.processes import processes_with
 from raylane.cluster.recording import load_recording, save_recording
+from raylane.deployments.directory.reports import ReplicaReport
 from raylane.deployments.engines.process import MARK
-from raylane.deployments.host import TOPOLOGY_VARIABLE
-from raylane.deployments.reports import ReplicaReport
+from raylane.deployments.replicas.host import TOPOLOGY_VARIABLE
 
 COMMAND_WITHIN_S = 400.0
 STARTS_WITHIN_S = 40.0

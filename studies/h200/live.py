@@ -14,10 +14,10 @@ from raylane.autoscaling.live.ray_scaler import LOG_NAME, follow, read_fleet, sc
 from raylane.autoscaling.live.specs import model_specs
 from raylane.cluster.leases import runtime_folder
 from raylane.cluster.proxies import direct
+from raylane.deployments.directory.reports import ReplicaReport
 from raylane.deployments.engines.base import read_load
-from raylane.deployments.engines.vllm import VllmEngine
-from raylane.deployments.reports import ReplicaReport
-from raylane.deployments.rollout import deploy
+from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.rollout.rollout import deploy
 from studies.h200 import configs
 from studies.h200.course import Course
 from studies.h200.gpu_use import checked

@@ -32,8 +32,8 @@ import ray  # noqa: E402 - the token comes first
 from raylane.benchmarks.environment import describe_environment  # noqa: E402
 from raylane.benchmarks.pairs import Load, Way, compare, one_case_plan  # noqa: E402
 from raylane.benchmarks.plan import BenchmarkPlan, Case, ConcurrencyLoad, Stream  # noqa: E402
-from raylane.deployments.rollout import delete  # noqa: E402
-from raylane.deployments.serve_api import ServeApi, dashboard_url  # noqa: E402
+from raylane.deployments.rollout.rollout import delete  # noqa: E402
+from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url  # noqa: E402
 from studies.h200 import configs  # noqa: E402
 from studies.h200.autoscaling import autoscaling  # noqa: E402
 from studies.h200.fault import kill_under_load  # noqa: E402

@@ -8,7 +8,7 @@ from typing import Any
 
 from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.samples import buckets, read_samples
-from raylane.deployments.engines.vllm import VllmEngine
+from raylane.deployments.engines.vllm.engine import VllmEngine
 from studies.h200.senders import Ended
 
 BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 7.5, 10.0)  # bounds of vLLM 0.26's histogram of first-token times

@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raylane.deployments.applications import MODEL_PREFIX
-from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.reports import ReplicaReport, ReplicaState
-from raylane.deployments.rollout import deploy, snapshot
-from raylane.deployments.serve_api import ServeApi
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.directory.reports import ReplicaReport, ReplicaState
+from raylane.deployments.rollout.applications import MODEL_PREFIX
+from raylane.deployments.rollout.rollout import deploy, snapshot
+from raylane.deployments.rollout.serve_api import ServeApi
 from studies.h200 import configs
 from studies.h200.gpu_use import Gpus
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from raylane.benchmarks.pairs import Spread, spread
 from raylane.cluster.catalog import need_accelerator
-from raylane.deployments.memory import EngineSettings
-from raylane.deployments.model_facts import model_facts
-from raylane.deployments.roofline import ceiling
 from raylane.deployments.simulator.build import read_model_config
+from raylane.deployments.sizing.memory import EngineSettings
+from raylane.deployments.sizing.model_facts import model_facts
+from raylane.deployments.sizing.roofline import ceiling
 
 RESULTS = Path("docs/results/h200")
 GPU = "H200-SXM"

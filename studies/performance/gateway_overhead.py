@@ -12,9 +12,9 @@ from raylane.cluster.local_ray import local_ray, use_a_token
 use_a_token()
 
 from raylane.benchmarks.pairs import Load, Way, compare  # noqa: E402 - the token comes first
-from raylane.deployments.config import DeploymentConfig  # noqa: E402
-from raylane.deployments.rollout import deploy, snapshot  # noqa: E402
-from raylane.deployments.serve_api import ServeApi, dashboard_url  # noqa: E402
+from raylane.deployments.config.deployment import DeploymentConfig  # noqa: E402
+from raylane.deployments.rollout.rollout import deploy, snapshot  # noqa: E402
+from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url  # noqa: E402
 from studies.performance.comparison import comparison_table  # noqa: E402
 
 ENGINE = {"device": "cpu", "max_model_len": 512, "max_num_seqs": 64, "env": {"OMP_NUM_THREADS": "1"}}

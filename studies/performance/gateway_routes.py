@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import IO, cast
 
 from raylane.cluster.errors import FailedError
+from raylane.deployments.directory.reports import Endpoint, Table
 from raylane.deployments.gateway.worker import WorkerSettings
-from raylane.deployments.reports import Endpoint, Table
 
 HOST = "127.0.0.1"
 MODEL = "stub"

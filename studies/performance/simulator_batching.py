@@ -11,14 +11,14 @@ import random
 from dataclasses import replace
 
 from raylane.cluster.catalog import need_accelerator
-from raylane.deployments.builtin import CONFIGS
-from raylane.deployments.fit import EngineSettings
-from raylane.deployments.model_facts import model_facts
+from raylane.deployments.config.builtin import CONFIGS
 from raylane.deployments.simulator.build import build_engine
 from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.loads import closed_loop, simulate
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.request import Request
+from raylane.deployments.sizing.fit import EngineSettings
+from raylane.deployments.sizing.model_facts import model_facts
 
 INPUT, OUTPUT = 512, 256
 

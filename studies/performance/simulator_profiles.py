@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from raylane.cluster.catalog import need_accelerator
-from raylane.deployments.fit import EngineSettings
-from raylane.deployments.profiles import need_profile
+from raylane.deployments.config.profiles import need_profile
 from raylane.deployments.simulator.build import build_engine
 from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.loads import closed_loop, simulate
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.request import Request
+from raylane.deployments.sizing.fit import EngineSettings
 
 RATES_RPS = (2.0, 3.5)
 SETTINGS = {field.name for field in fields(EngineSettings)}

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 from raylane.cluster.catalog import need_accelerator
-from raylane.deployments.builtin import CONFIGS
-from raylane.deployments.fit import EngineSettings
-from raylane.deployments.model_facts import model_facts
+from raylane.deployments.config.builtin import CONFIGS
 from raylane.deployments.simulator.build import build_engine
 from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.replica import EngineModel, Replica
 from raylane.deployments.simulator.request import Outcome, Request
+from raylane.deployments.sizing.fit import EngineSettings
+from raylane.deployments.sizing.model_facts import model_facts
 
 REQUESTS = 20_000
 CASES = {

@@ -29,12 +29,12 @@ from raylane.cluster.allreduce import AllReduceSettings  # noqa: E402
 from raylane.cluster.errors import FailedError  # noqa: E402
 from raylane.cluster.processes import end_processes_with  # noqa: E402
 from raylane.cluster.proxies import direct  # noqa: E402
-from raylane.deployments.builtin import ensure_model  # noqa: E402
-from raylane.deployments.config import ModelConfig  # noqa: E402
+from raylane.deployments.config.builtin import ensure_model  # noqa: E402
+from raylane.deployments.config.deployment import ModelConfig  # noqa: E402
 from raylane.deployments.engines.base import Seat  # noqa: E402
 from raylane.deployments.engines.guard import KEY_VARIABLE  # noqa: E402
 from raylane.deployments.engines.process import Launch, log_tail  # noqa: E402
-from raylane.deployments.engines.vllm import VllmEngine  # noqa: E402
+from raylane.deployments.engines.vllm.engine import VllmEngine  # noqa: E402
 from studies.performance.comparison import comparison_table  # noqa: E402
 from studies.performance.gateway_overhead import ENGINE, LOADS  # noqa: E402
 

@@ -24,10 +24,10 @@ import ray  # noqa: E402
 from raylane.autoscaling.live.ray_scaler import LOG_NAME, running_scaler, scaler_status  # noqa: E402
 from raylane.cli.demo import recorded_gpus  # noqa: E402
 from raylane.cluster.leases import runtime_folder  # noqa: E402
-from raylane.deployments.config import DeploymentConfig, to_yaml  # noqa: E402
-from raylane.deployments.ray_directory import running_directory  # noqa: E402
-from raylane.deployments.rollout import snapshot  # noqa: E402
-from raylane.deployments.serve_api import ServeApi, dashboard_url  # noqa: E402
+from raylane.deployments.config.deployment import DeploymentConfig, to_yaml  # noqa: E402
+from raylane.deployments.directory.ray_actor import running_directory  # noqa: E402
+from raylane.deployments.rollout.rollout import snapshot  # noqa: E402
+from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url  # noqa: E402
 
 BUSY, RARE = "busy", "rare"
 FIRST, SECOND = "first", "second"

@@ -29,14 +29,14 @@ import openai  # noqa: E402
 from raylane.cli.demo import recorded_gpus  # noqa: E402
 from raylane.cluster.leases import Holder, holders, runtime_folder  # noqa: E402
 from raylane.cluster.processes import marked_processes  # noqa: E402
-from raylane.deployments.cluster_view import cluster_view  # noqa: E402
-from raylane.deployments.config import DeploymentConfig  # noqa: E402
+from raylane.deployments.config.deployment import DeploymentConfig  # noqa: E402
+from raylane.deployments.directory.cluster_view import cluster_view  # noqa: E402
+from raylane.deployments.directory.reports import ReplicaReport, ReplicaState  # noqa: E402
 from raylane.deployments.engines.process import MARK  # noqa: E402
-from raylane.deployments.moving import move  # noqa: E402
-from raylane.deployments.reports import ReplicaReport, ReplicaState  # noqa: E402
-from raylane.deployments.rollout import alive_nodes, delete, deploy, snapshot  # noqa: E402
-from raylane.deployments.serve_api import ServeApi, dashboard_url  # noqa: E402
-from raylane.deployments.sight import look_everywhere  # noqa: E402
+from raylane.deployments.rollout.moving import move  # noqa: E402
+from raylane.deployments.rollout.rollout import alive_nodes, delete, deploy, snapshot  # noqa: E402
+from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url  # noqa: E402
+from raylane.deployments.rollout.sight import look_everywhere  # noqa: E402
 
 SINGLE, PAIR = "llama-8b", "llama-70b"
 HOSTS = ("l40s-1", "l40s-2")

@@ -14,10 +14,10 @@ import openai
 import pytest
 
 from raylane.cluster.local_ray import local_ray
-from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.reports import ReplicaReport, ReplicaState
-from raylane.deployments.rollout import delete, deploy, snapshot
-from raylane.deployments.serve_api import ServeApi, dashboard_url
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.directory.reports import ReplicaReport, ReplicaState
+from raylane.deployments.rollout.rollout import delete, deploy, snapshot
+from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url
 
 ENDS_WITHIN_S = 840.0
 """For a script of a cluster: 207 to 404 s were seen on two cores that others kept busy (loads of 8 to 28)."""

@@ -26,10 +26,10 @@ from raylane.cli.bench import run_with_progress  # noqa: E402
 from raylane.cli.demo import links_line, recorded_gpus  # noqa: E402
 from raylane.cluster.leases import holders, runtime_folder  # noqa: E402
 from raylane.cluster.recording import load_recording  # noqa: E402
-from raylane.deployments.config import DeploymentConfig  # noqa: E402
-from raylane.deployments.reports import ReplicaReport, ReplicaState  # noqa: E402
-from raylane.deployments.rollout import delete, deploy, snapshot  # noqa: E402
-from raylane.deployments.serve_api import ServeApi, dashboard_url  # noqa: E402
+from raylane.deployments.config.deployment import DeploymentConfig  # noqa: E402
+from raylane.deployments.directory.reports import ReplicaReport, ReplicaState  # noqa: E402
+from raylane.deployments.rollout.rollout import delete, deploy, snapshot  # noqa: E402
+from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url  # noqa: E402
 
 SMALL, LARGE = "llama-8b", "llama-70b"
 TARGETS = [(1, 2), (4, 2), (2, 3), (2, 1), (2, 2)]  # replicas of the two models, one step after the other

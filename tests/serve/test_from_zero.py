@@ -10,10 +10,10 @@ import ray
 from conftest import PORT, UP_WITHIN_S, Cluster, until
 
 from raylane.cluster.errors import RaylaneError
-from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.deployed import deployed_names, recall
-from raylane.deployments.ray_directory import RayDirectory, directory_actor
-from raylane.deployments.rollout import delete, deploy, snapshot
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.directory.deployed import deployed_names, recall
+from raylane.deployments.directory.ray_actor import RayDirectory, directory_actor
+from raylane.deployments.rollout.rollout import delete, deploy, snapshot
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(1200)]
 

@@ -32,13 +32,13 @@ from raylane.cli.report import report
 from raylane.cluster.errors import FailedError
 from raylane.cluster.local_ray import MARK as CLUSTER_MARK
 from raylane.cluster.processes import processes_with
+from raylane.deployments.directory.ray_actor import directory_actor
 from raylane.deployments.engines.base import read_load
 from raylane.deployments.engines.guard import ALLOWED
 from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.process import MARK
-from raylane.deployments.engines.vllm import VllmEngine
-from raylane.deployments.ray_directory import directory_actor
-from raylane.deployments.rollout import delete, deploy
+from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.rollout.rollout import delete, deploy
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]

@@ -32,7 +32,7 @@ from raylane.deployments.engines.trtllm.layout import RECORD, BuildRecord
 from raylane.deployments.engines.trtllm.names import version
 from raylane.deployments.engines.trtllm.programs import interpreter
 from raylane.deployments.engines.trtllm.prompts import Prompts
-from raylane.deployments.host import TOPOLOGY_VARIABLE, recording_in_use
+from raylane.deployments.replicas.host import TOPOLOGY_VARIABLE, recording_in_use
 
 MARK = "RAYLANE_BUILD_OF"  # in the environment of every process of a build
 PROGRAM = "trtllm-build"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raylane.cluster.errors import UsageError
-from raylane.deployments.config import MODEL_NAME
+from raylane.deployments.config.deployment import MODEL_NAME
 from raylane.deployments.engines.trtllm.layout import ENGINE, Quantization, is_built
 from raylane.deployments.engines.trtllm.names import architectures, quantizable, served_by, version
 

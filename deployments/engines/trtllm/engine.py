@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from raylane.cluster.errors import FailedError
-from raylane.deployments.config import ModelConfig
+from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.guard import KEY_VARIABLE
 from raylane.deployments.engines.process import Launch

@@ -13,9 +13,9 @@ from raylane.autoscaling.live.scaler import Scaler
 from raylane.autoscaling.live.status import ScalerStatus
 from raylane.cluster.errors import FailedError
 from raylane.cluster.hosts import Host
-from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport, Snapshot
 from raylane.deployments.engines.base import EngineLoad
-from raylane.deployments.reports import ModelTraffic, ReplicaReport, Snapshot
 
 FAST = {"decide_every_s": 1, "warm_up_s": 0}
 HOUR_S = 3600.0

@@ -20,7 +20,7 @@ from raylane.autoscaling.spec import ModelSpec
 from raylane.autoscaling.traces.shapes import generate, shape_from_data
 from raylane.autoscaling.traces.trace import Trace
 from raylane.cluster.recording import load_recording
-from raylane.deployments.config import Slo
+from raylane.deployments.config.deployment import Slo
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.request import Limits
 from raylane.deployments.simulator.step_model import StepModel

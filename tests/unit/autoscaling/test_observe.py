@@ -10,8 +10,15 @@ from live_values import DRAINING, NAN, READY, STARTING, config, report, snapshot
 
 from raylane.autoscaling.observation import ModelObservation, Phase
 from raylane.autoscaling.observe import Totals, observe
+from raylane.deployments.directory.reports import (
+    ModelTraffic,
+    MoveResult,
+    MoveState,
+    ReplicaReport,
+    ReplicaState,
+    Snapshot,
+)
 from raylane.deployments.engines.base import EngineLoad
-from raylane.deployments.reports import ModelTraffic, MoveResult, MoveState, ReplicaReport, ReplicaState, Snapshot
 
 
 def see(*looks: Snapshot, target: int = 1, woken: tuple[str, ...] = ()) -> ModelObservation:

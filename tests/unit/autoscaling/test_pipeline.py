@@ -25,9 +25,9 @@ from raylane.autoscaling.rules.registry import RULES, deployable_policies
 from raylane.autoscaling.share import in_turn
 from raylane.autoscaling.spec import ModelSpec
 from raylane.cluster.domains import domains
-from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.directory.reports import ModelTraffic, Snapshot
 from raylane.deployments.engines.base import EngineLoad
-from raylane.deployments.reports import ModelTraffic, Snapshot
 
 TICK_S = 5.0
 (HOST,) = small_lab.HOSTS

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from seen_models import PROFILE
 
 from raylane.autoscaling.profile import CapacityProfile, capacity_profile
-from raylane.deployments.config import Slo
+from raylane.deployments.config.deployment import Slo
 from raylane.deployments.simulator.replica import EngineModel, Replica
 from raylane.deployments.simulator.request import Limits, Request
 from raylane.deployments.simulator.step_model import StepModel

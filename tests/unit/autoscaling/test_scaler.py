@@ -9,8 +9,8 @@ from live_values import NAN, STARTING, report, snapshot
 from scaler_bench import FakeCluster, bench, good
 
 from raylane.cluster.errors import FailedError
+from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport
 from raylane.deployments.engines.base import EngineLoad
-from raylane.deployments.reports import ModelTraffic, ReplicaReport
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from raylane.autoscaling.live.specs import check_scaling, chosen_policy, model_s
 from raylane.autoscaling.rules.registry import RULES, build_rule, deployable_policies
 from raylane.autoscaling.share import SHARINGS
 from raylane.cluster.errors import UsageError
-from raylane.deployments.applications import change, merge
-from raylane.deployments.builtin import builtin_config
-from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.scaling_config import ScalingConfig, SharingName
+from raylane.deployments.config.builtin import builtin_config
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.config.scaling import ScalingConfig, SharingName
+from raylane.deployments.rollout.applications import change, merge
 
 VLLM = {"kind": "vllm", "max_model_len": 8192}
 CAPACITY = {"step_ms": 20, "prompt_token_ms": 0.1, "context_token_ms": 0.0002, "kv_tokens": 100_000}

@@ -9,8 +9,8 @@ import pytest
 
 from raylane.benchmarks.records import RawReply
 from raylane.benchmarks.sse import RawBody
+from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport, ReplicaState, Snapshot
 from raylane.deployments.engines.misses import Limits
-from raylane.deployments.reports import ModelTraffic, ReplicaReport, ReplicaState, Snapshot
 from studies.h200.course import row
 from studies.h200.seen import answers, first_change, grown, missed, open_across, ttft_over, unix_s
 from studies.h200.senders import Ended, ended

@@ -22,8 +22,8 @@ from raylane.cli.tables import WholeTable, widths
 from raylane.cluster import planner
 from raylane.cluster.planner import Want
 from raylane.cluster.recording import load_recording
-from raylane.deployments.profiles import profiles as shipped_profiles
-from raylane.deployments.reports import ReplicaReport, ReplicaState
+from raylane.deployments.config.profiles import profiles as shipped_profiles
+from raylane.deployments.directory.reports import ReplicaReport, ReplicaState
 
 ROOT = Path(__file__).parents[3]
 RECORDING = ROOT / "cluster/recordings/l40s-x12-six-switch-pairs.json"

@@ -17,9 +17,9 @@ from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Gpu, Host, Link, LinkMeasurement, Verdict
 from raylane.cluster.recording import load_recording
-from raylane.deployments.builtin import builtin_config
-from raylane.deployments.config import load_config
-from raylane.deployments.reports import ReplicaReport, ReplicaState, Snapshot
+from raylane.deployments.config.builtin import builtin_config
+from raylane.deployments.config.deployment import load_config
+from raylane.deployments.directory.reports import ReplicaReport, ReplicaState, Snapshot
 
 app = build_app(["plan"])
 ROOT = Path(__file__).resolve().parents[3]

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from raylane.cli.profiles import arguments, command_line, fits, listing, profiles_command, refused, show
 from raylane.cluster.errors import UsageError
-from raylane.deployments.fit import Fits, Limit, Refusal
-from raylane.deployments.profiles import need_profile, profiles
+from raylane.deployments.config.profiles import need_profile, profiles
+from raylane.deployments.sizing.fit import Fits, Limit, Refusal
 
 
 @pytest.mark.parametrize("name", profiles())

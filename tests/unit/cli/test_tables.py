@@ -7,7 +7,7 @@ from rich.console import Console
 
 from raylane.cli.status import replica_table
 from raylane.cli.tables import table_console
-from raylane.deployments.reports import ReplicaReport, ReplicaState
+from raylane.deployments.directory.reports import ReplicaReport, ReplicaState
 
 
 @pytest.mark.parametrize(("columns", "width"), [(None, 200), ("90", 90)])

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from raylane.deployments.applications import GATEWAY, Change, Json, change, first_replicas
-from raylane.deployments.applications import merge as merge_counts
-from raylane.deployments.config import DeploymentConfig
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.rollout.applications import GATEWAY, Change, Json, change, first_replicas
+from raylane.deployments.rollout.applications import merge as merge_counts
 
 STRANGER: Json = {"name": "fruit", "route_prefix": "/fruit", "import_path": "fruit:app", "args": {"ripe": True}}
 LOOKALIKE: Json = {"name": "raylane-notes", "route_prefix": "/n", "import_path": "notes:app"}

@@ -12,9 +12,9 @@ import pytest
 from jinja2 import Environment
 
 from raylane.cluster.errors import UsageError
-from raylane.deployments.builtin import CONFIGS, SPECIAL_TOKENS, cache_folder, ensure_model, llama_config
+from raylane.deployments.config.builtin import CONFIGS, SPECIAL_TOKENS, cache_folder, ensure_model, llama_config
 
-BUILDER = "import sys; from raylane.deployments.builtin import ensure_model; print(ensure_model(sys.argv[1]))"
+BUILDER = "import sys; from raylane.deployments.config.builtin import ensure_model; print(ensure_model(sys.argv[1]))"
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_published_sizes_of_the_shapes() -> None:
 
 
 def parameters(config: dict[str, Any]) -> int:
-    from raylane.deployments.builtin import _weight_shapes
+    from raylane.deployments.config.builtin import _weight_shapes
 
     return sum(math.prod(shape) for shape in _weight_shapes(config).values())
 

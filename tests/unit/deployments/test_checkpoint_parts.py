@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from raylane.deployments.quantization.formats import WeightFormat
-from raylane.deployments.quantization.kv_cache import checkpoint_kv_cache_dtype
-from raylane.deployments.quantization.linears import Linear, attention, experts, gated_mlp, tables
-from raylane.deployments.quantization.methods import resolver
-from raylane.deployments.quantization.skips import UnsizedError
-from raylane.deployments.quantization.splits import broken_split
-from raylane.deployments.quantization.stored import stored_matrices
+from raylane.deployments.sizing.quantization.formats import WeightFormat
+from raylane.deployments.sizing.quantization.kv_cache import checkpoint_kv_cache_dtype
+from raylane.deployments.sizing.quantization.linears import Linear, attention, experts, gated_mlp, tables
+from raylane.deployments.sizing.quantization.methods import resolver
+from raylane.deployments.sizing.quantization.skips import UnsizedError
+from raylane.deployments.sizing.quantization.splits import broken_split
+from raylane.deployments.sizing.quantization.stored import stored_matrices
 
 LAYERS = [f"model.layers.{number}" for number in (0, 1, 10)]
 LINEARS: list[Linear] = [

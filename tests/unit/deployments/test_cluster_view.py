@@ -12,8 +12,8 @@ from raylane.cluster.held_gpus import HeldGpu
 from raylane.cluster.hosts import Host
 from raylane.cluster.leases import Holder
 from raylane.cluster.recording import load_recording
-from raylane.deployments.cluster_view import GpuUse, HostView, NodeSight, Seen, cluster_view
-from raylane.deployments.reports import ReplicaReport, ReplicaState, Snapshot
+from raylane.deployments.directory.cluster_view import GpuUse, HostView, NodeSight, Seen, cluster_view
+from raylane.deployments.directory.reports import ReplicaReport, ReplicaState, Snapshot
 
 RECORDING = Path(__file__).resolve().parents[2] / "fixtures" / "topology" / "l40s-x8-plx.json"
 NODE = ("10.0.0.1", 8.0)

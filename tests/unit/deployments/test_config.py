@@ -9,7 +9,7 @@ import yaml
 
 from raylane.benchmarks.plan import BenchmarkPlan
 from raylane.cluster.errors import UsageError
-from raylane.deployments.config import (
+from raylane.deployments.config.deployment import (
     DeploymentConfig,
     GatewayConfig,
     ModelConfig,

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from raylane.deployments.builtin import llama_config
-from raylane.deployments.families.registry import FAMILIES
-from raylane.deployments.model_facts import model_facts
+from raylane.deployments.config.builtin import llama_config
+from raylane.deployments.sizing.families.registry import FAMILIES
+from raylane.deployments.sizing.model_facts import model_facts
 
 QWEN3 = {"model_type": "qwen3", "layer_types": ["full_attention"] * 32}
 GEMMA3 = {

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from raylane.cluster.errors import UsageError
-from raylane.deployments import deployed
-from raylane.deployments.config import DeploymentConfig
-from raylane.deployments.deployed import READ_EVERY_S, DeployedLimits, deployed_names, only, recall, remember
+from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.directory.deployed import READ_EVERY_S, DeployedLimits, deployed_names, only, recall, remember
+from raylane.deployments.directory.directory import deployed
 from raylane.deployments.engines.misses import Limits
 
 CONFIG = DeploymentConfig.model_validate(
@@ -83,7 +83,7 @@ def test_of_another_versions_config_the_names_are_known(store: dict[bytes, bytes
 
 def test_the_limits_of_a_models_slo_are_those_deployed_now(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr("raylane.deployments.deployed.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("raylane.deployments.directory.deployed.time.monotonic", lambda: now_s)
     with_slo, without = DeployedLimits("a"), DeployedLimits("b")
     assert with_slo() is None, "nothing is deployed yet"
     remember(CONFIG)
@@ -95,7 +95,7 @@ def test_the_limits_of_a_models_slo_are_those_deployed_now(monkeypatch: pytest.M
 
 def test_the_limits_hold_while_the_store_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr("raylane.deployments.deployed.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("raylane.deployments.directory.deployed.time.monotonic", lambda: now_s)
     remember(CONFIG)
     limits = DeployedLimits("a")
     before = limits()

@@ -8,15 +8,15 @@ from typing import TypeVar
 
 import pytest
 
-from raylane.deployments.directory import (
+from raylane.deployments.directory.directory import (
     GATEWAY_EXPIRES_S,
     REPORT_EXPIRES_S,
     SETTLES_AFTER_S,
     Directory,
     merge,
 )
+from raylane.deployments.directory.reports import Endpoint, ModelTraffic, ReplicaReport, ReplicaState, Table
 from raylane.deployments.engines.base import EngineLoad
-from raylane.deployments.reports import Endpoint, ModelTraffic, ReplicaReport, ReplicaState, Table
 
 T = TypeVar("T")
 READY, DRAINING, STARTING = ReplicaState.READY, ReplicaState.DRAINING, ReplicaState.STARTING

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
-from raylane.deployments.builtin import CONFIGS, llama_config
-from raylane.deployments.config import ModelConfig
-from raylane.deployments.drafts import with_draft
-from raylane.deployments.engine_settings import engine_settings
-from raylane.deployments.fit import EngineSettings, Fits, Refusal, check
-from raylane.deployments.model_facts import ModelFacts, model_facts
+from raylane.deployments.config.builtin import CONFIGS, llama_config
+from raylane.deployments.config.deployment import ModelConfig
+from raylane.deployments.sizing.drafts import with_draft
+from raylane.deployments.sizing.engine_settings import engine_settings
+from raylane.deployments.sizing.fit import EngineSettings, Fits, Refusal, check
+from raylane.deployments.sizing.model_facts import ModelFacts, model_facts
 
 TARGET = model_facts(CONFIGS["llama-3-8b-shape"])
 BIG = model_facts(CONFIGS["llama-3-70b-shape"])

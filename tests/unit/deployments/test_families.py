@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from raylane.cluster.errors import UsageError
-from raylane.deployments.config_json import ConfigJson
-from raylane.deployments.families.matrices import matrices
-from raylane.deployments.families.registry import FAMILIES
-from raylane.deployments.families.shape import Shape
-from raylane.deployments.model_facts import model_facts
-from raylane.deployments.quantization.linears import REPLICATED, Kind
 from raylane.deployments.simulator.build import read_model_facts
+from raylane.deployments.sizing.config_json import ConfigJson
+from raylane.deployments.sizing.families.matrices import matrices
+from raylane.deployments.sizing.families.registry import FAMILIES
+from raylane.deployments.sizing.families.shape import Shape
+from raylane.deployments.sizing.model_facts import model_facts
+from raylane.deployments.sizing.quantization.linears import REPLICATED, Kind
 
 SMALL = {
     "num_hidden_layers": 7,

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylane.cluster.catalog import Accelerator, need_accelerator
-from raylane.deployments.builtin import CONFIGS
-from raylane.deployments.fit import EngineSettings, Fits, Limit, Refusal, check, fit, with_defaults
-from raylane.deployments.model_facts import ModelFacts, model_facts
-from raylane.deployments.suggest import suggest
-from raylane.deployments.weights import kv_bytes_per_token, weight_bytes
+from raylane.deployments.config.builtin import CONFIGS
+from raylane.deployments.sizing.fit import EngineSettings, Fits, Limit, Refusal, check, fit, with_defaults
+from raylane.deployments.sizing.model_facts import ModelFacts, model_facts
+from raylane.deployments.sizing.suggest import suggest
+from raylane.deployments.sizing.weights import kv_bytes_per_token, weight_bytes
 
 LLAMA_8B = model_facts(CONFIGS["llama-3-8b-shape"])
 LLAMA_70B = model_facts(CONFIGS["llama-3-70b-shape"])

@@ -22,10 +22,10 @@ from fake_engine import FakeEngine, serving
 from simulated_engine import simulators, tapped, turn
 
 from raylane.cluster.errors import FailedError
-from raylane.deployments.config import GatewayConfig
-from raylane.deployments.directory import Directory
+from raylane.deployments.config.deployment import GatewayConfig
+from raylane.deployments.directory.directory import Directory
+from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport, ReplicaState, Table
 from raylane.deployments.gateway.gateway import Gateway, process_count
-from raylane.deployments.reports import ModelTraffic, ReplicaReport, ReplicaState, Table
 
 KEY = "engine-key"
 EITHER = pytest.mark.parametrize("engine_port", ["stub", "simulator"], indirect=True)

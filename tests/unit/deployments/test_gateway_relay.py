@@ -22,12 +22,12 @@ from aiohttp import web
 from fake_engine import FakeEngine, Manner, pattern, serving
 from simulated_engine import simulators, tapped, turn
 
+from raylane.deployments.directory.reports import Endpoint, ModelTraffic, Table
 from raylane.deployments.gateway import relay as relay_module
 from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.relay import Relay
 from raylane.deployments.gateway.worker import build_app
-from raylane.deployments.reports import Endpoint, ModelTraffic, Table
 
 KEY = "engine-key-that-no-client-may-see"
 CHAT = "/v1/chat/completions"

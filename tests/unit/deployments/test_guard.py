@@ -157,5 +157,5 @@ def test_it_brings_nothing_into_the_engines_process() -> None:
     code = "import sys, raylane.deployments.engines.guard; print(set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    foreign = {"aiohttp", "ray", "pydantic", "prometheus_client", "raylane.deployments.config", "asyncio"}
+    foreign = {"aiohttp", "ray", "pydantic", "prometheus_client", "raylane.deployments.config.deployment", "asyncio"}
     assert [name for name in foreign if f"'{name}'" in done.stdout] == []

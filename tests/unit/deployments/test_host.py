@@ -14,8 +14,8 @@ from raylane.cluster.held_gpus import GpuProcesses, HeldGpu
 from raylane.cluster.hosts import Host
 from raylane.cluster.leases import holders, runtime_folder
 from raylane.cluster.recording import load_recording
-from raylane.deployments import host as host_module
-from raylane.deployments.host import CpuHost, GpuHost
+from raylane.deployments.replicas import host as host_module
+from raylane.deployments.replicas.host import CpuHost, GpuHost
 
 RECORDING = Path(__file__).resolve().parents[2] / "fixtures" / "topology" / "l40s-x8-plx.json"
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from raylane.cluster.catalog import need_accelerator
-from raylane.deployments.fit import EngineSettings, Fits, Refusal, check, fit
-from raylane.deployments.kv_layout import CachedLayers, kv_layout
-from raylane.deployments.model_facts import model_facts
+from raylane.deployments.sizing.fit import EngineSettings, Fits, Refusal, check, fit
+from raylane.deployments.sizing.kv_layout import CachedLayers, kv_layout
+from raylane.deployments.sizing.model_facts import model_facts
 
 H200 = need_accelerator("H200")
 GIB = 2**30

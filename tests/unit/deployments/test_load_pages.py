@@ -13,7 +13,7 @@ from raylane.deployments.engines.base import EngineLoad, read_load
 from raylane.deployments.engines.misses import Limits, above
 from raylane.deployments.engines.samples import buckets, number, read_samples
 from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine
-from raylane.deployments.engines.vllm import VllmEngine
+from raylane.deployments.engines.vllm.engine import VllmEngine
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "engines"
 GAUGES = VllmEngine.gauges

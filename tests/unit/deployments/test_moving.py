@@ -7,10 +7,17 @@ from typing import Any
 import pytest
 
 from raylane.cluster.errors import FailedError, UsageError
-from raylane.deployments import moving
-from raylane.deployments.directory import REPORT_EXPIRES_S, Directory
-from raylane.deployments.moving import find_replica, move
-from raylane.deployments.reports import MoveOrder, MoveResult, MoveState, ReplicaReport, ReplicaState, Snapshot
+from raylane.deployments.directory.directory import REPORT_EXPIRES_S, Directory
+from raylane.deployments.directory.reports import (
+    MoveOrder,
+    MoveResult,
+    MoveState,
+    ReplicaReport,
+    ReplicaState,
+    Snapshot,
+)
+from raylane.deployments.rollout.moving import find_replica, move
+from raylane.deployments.rollout.rollout import moving
 
 
 def report(replica: str, state: ReplicaState = ReplicaState.READY, move: MoveResult | None = None) -> ReplicaReport:

@@ -3,7 +3,7 @@
 import pytest
 
 from raylane.deployments.engines.base import EngineLoad
-from raylane.deployments.progress import SICK_AFTER_S, follow, sickness, still
+from raylane.deployments.engines.progress import SICK_AFTER_S, follow, sickness, still
 
 UNREAD = EngineLoad()
 NO_TOTALS = EngineLoad(waiting=2, running=1)

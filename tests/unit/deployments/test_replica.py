@@ -23,16 +23,16 @@ from raylane.cluster.gpu_readings import GpuReading
 from raylane.cluster.held_gpus import HeldGpu
 from raylane.cluster.leases import Lease, holders, runtime_folder, take_lease
 from raylane.cluster.processes import processes_with
-from raylane.deployments import progress as progress_module
-from raylane.deployments import replica as replica_module
-from raylane.deployments.config import ModelConfig
-from raylane.deployments.directory import Directory
+from raylane.deployments.config.deployment import ModelConfig
+from raylane.deployments.directory.directory import Directory
+from raylane.deployments.directory.reports import Endpoint, MoveResult, MoveState, ReplicaReport, ReplicaState, Table
+from raylane.deployments.engines import progress as progress_module
 from raylane.deployments.engines import seated as seated_module
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.process import MARK, EngineFailed, Launch, log_tail
-from raylane.deployments.engines.vllm import VllmEngine
-from raylane.deployments.replica import Replica
-from raylane.deployments.reports import Endpoint, MoveResult, MoveState, ReplicaReport, ReplicaState, Table
+from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.replicas import replica as replica_module
+from raylane.deployments.replicas.replica import Replica
 
 SCRIPT = Path(__file__).parents[2] / "fixtures" / "engines" / "fake_engine.py"
 GPUS = ("GPU-0", "GPU-1")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from raylane.deployments.reports import GATEWAY_STALE_S, ModelTraffic, Snapshot, add_traffic, traffic_growth
+from raylane.deployments.directory.reports import GATEWAY_STALE_S, ModelTraffic, Snapshot, add_traffic, traffic_growth
 
 ONE = ModelTraffic(
     received=10,

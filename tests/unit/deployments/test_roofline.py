@@ -5,11 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raylane.cluster.catalog import need_accelerator
-from raylane.deployments.builtin import CONFIGS
-from raylane.deployments.fit import EngineSettings
-from raylane.deployments.model_facts import model_facts
-from raylane.deployments.parallelism import compare_parallelism
-from raylane.deployments.roofline import (
+from raylane.deployments.config.builtin import CONFIGS
+from raylane.deployments.sizing.fit import EngineSettings
+from raylane.deployments.sizing.model_facts import model_facts
+from raylane.deployments.sizing.parallelism import compare_parallelism
+from raylane.deployments.sizing.roofline import (
     Link,
     all_reduce_s,
     assumed_link,
@@ -17,7 +17,7 @@ from raylane.deployments.roofline import (
     decode_floor_s,
     prefill_floor_s,
 )
-from raylane.deployments.weights import peak_flops, weights_read_bytes
+from raylane.deployments.sizing.weights import peak_flops, weights_read_bytes
 
 LLAMA_8B = model_facts(CONFIGS["llama-3-8b-shape"])
 LLAMA_70B = model_facts(CONFIGS["llama-3-70b-shape"])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raylane.deployments.directory.reports import Endpoint
 from raylane.deployments.gateway.routing import NoPick, Pick, pick
-from raylane.deployments.reports import Endpoint
 
 
 def endpoint(replica: str, model: str = "m", load: int = 0) -> Endpoint:

@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 
 from raylane.cluster.errors import FailedError, UsageError
-from raylane.deployments.serve_api import ServeApi
+from raylane.deployments.rollout.serve_api import ServeApi
 
 SCALE = "/api/v1/applications/raylane-model-tiny/deployments/replica/scale"
 PROXY_VARIABLES = [

@@ -6,10 +6,7 @@ import pytest
 
 from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
-from raylane.deployments.builtin import CONFIGS
-from raylane.deployments.fit import EngineSettings
-from raylane.deployments.model_facts import model_facts
-from raylane.deployments.roofline import assumed_link, ceiling, decode_floor_s
+from raylane.deployments.config.builtin import CONFIGS
 from raylane.deployments.simulator.build import build_engine, read_model_config
 from raylane.deployments.simulator.calibration import (
     H200_ROWS,
@@ -23,6 +20,9 @@ from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.loads import closed_loop
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.step_model import StepConstants, step_model
+from raylane.deployments.sizing.fit import EngineSettings
+from raylane.deployments.sizing.model_facts import model_facts
+from raylane.deployments.sizing.roofline import assumed_link, ceiling, decode_floor_s
 
 LLAMA_8B = model_facts(CONFIGS["llama-3-8b-shape"])
 LLAMA_70B = model_facts(CONFIGS["llama-3-70b-shape"])

@@ -8,8 +8,8 @@ import pytest
 
 from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
-from raylane.deployments.memory import EngineSettings, stage_kv_layout, stage_weight_bytes, with_defaults
-from raylane.deployments.model_facts import ModelFacts, model_facts
+from raylane.deployments.sizing.memory import EngineSettings, stage_kv_layout, stage_weight_bytes, with_defaults
+from raylane.deployments.sizing.model_facts import ModelFacts, model_facts
 
 GIB = 2**30
 RECORDED = json.loads((Path(__file__).parents[2] / "fixtures/vllm_sizes/h200-vllm-0.26.0.json").read_text())

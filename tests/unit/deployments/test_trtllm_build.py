@@ -18,8 +18,8 @@ from raylane.cli.app import build_app
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Gpu
 from raylane.cluster.processes import processes_with
-from raylane.deployments.builtin import ensure_model
-from raylane.deployments.config import ModelConfig, load_config
+from raylane.deployments.config.builtin import ensure_model
+from raylane.deployments.config.deployment import ModelConfig, load_config
 from raylane.deployments.engines.trtllm import build as building
 from raylane.deployments.engines.trtllm.build import build, find_toolchain
 from raylane.deployments.engines.trtllm.build_plan import BuildRequest, check_request

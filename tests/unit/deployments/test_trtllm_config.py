@@ -7,13 +7,13 @@ import pytest
 
 from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
-from raylane.deployments.builtin import builtin_config
-from raylane.deployments.config import DeploymentConfig, ModelConfig, SimulatorConfig
-from raylane.deployments.engine_settings import engine_settings
-from raylane.deployments.engines.simulator import simulated
+from raylane.deployments.config.builtin import builtin_config
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
+from raylane.deployments.engines.simulator.engine import simulated
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
-from raylane.deployments.fit import Fits, fit
-from raylane.deployments.model_facts import model_facts
+from raylane.deployments.sizing.engine_settings import engine_settings
+from raylane.deployments.sizing.fit import Fits, fit
+from raylane.deployments.sizing.model_facts import model_facts
 
 
 def model(engine: dict[str, Any] | None = None, **keys: Any) -> ModelConfig:

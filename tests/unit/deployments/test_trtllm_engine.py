@@ -15,7 +15,7 @@ from fake_trtllm import import_path, install
 
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.errors import FailedError
-from raylane.deployments.config import ModelConfig
+from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.engines import seated
 from raylane.deployments.engines.base import EngineLoad, Seat, read_load
 from raylane.deployments.engines.build import build_engine

@@ -10,7 +10,7 @@ import pytest
 from trtllm_manifest import WrongArgumentsError, manifest, parsed
 
 from raylane.cluster.allreduce import AllReduceSettings
-from raylane.deployments.config import ModelConfig
+from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.trtllm.build_plan import BuildRequest, WorkFolder, quantization_spec, steps
 from raylane.deployments.engines.trtllm.config import (

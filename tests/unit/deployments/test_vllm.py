@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from raylane.cluster.allreduce import AllReduceSettings
-from raylane.deployments.config import ModelConfig
+from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.engines.base import EngineLoad, Seat, read_load
 from raylane.deployments.engines.guard import ALLOWED
-from raylane.deployments.engines.vllm import VllmEngine, server_module
+from raylane.deployments.engines.vllm.engine import VllmEngine, server_module
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "engines"
 NO_LINKS = AllReduceSettings((), custom_all_reduce=True, reason="test")

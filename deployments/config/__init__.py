@@ -1,0 +1,1 @@
+"""What the operator wrote, read strictly: in goes YAML, out come frozen values."""

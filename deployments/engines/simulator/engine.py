@@ -1,0 +1,96 @@
+"""The simulator as an engine: the command line of one simulated replica, and configs turned into simulated ones."""
+
+import sys
+from collections.abc import Iterator, Mapping
+
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
+from raylane.deployments.engines.base import Seat
+from raylane.deployments.engines.process import Launch
+from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
+
+
+class SimulatorEngine:
+    """Command builder for raylane's simulator. It shares no GPU: the leased ones are those it pretends to run on."""
+
+    kind = "simulator"
+    gauges: Mapping[str, str] = {
+        "waiting": "vllm:num_requests_waiting",
+        "running": "vllm:num_requests_running",
+        "kv_use": "vllm:kv_cache_usage_perc",
+        "prompt_tokens_total": "vllm:prompt_tokens_total",
+        "output_tokens_total": "vllm:generation_tokens_total",
+        "ttft": "vllm:time_to_first_token_seconds",
+        "tpot": "vllm:request_time_per_output_token_seconds",
+    }
+
+    def __init__(self, name: str, model: ModelConfig, engine: SimulatorConfig) -> None:
+        self._name = name
+        self._model = model
+        self._engine = engine
+
+    def launch(self, seat: Seat) -> Launch:
+        command = (sys.executable, "-m", "raylane.deployments.simulator.server", *self.arguments(seat))
+        return Launch(command, {"VLLM_API_KEY": seat.api_key, "CUDA_VISIBLE_DEVICES": ""}, seat.log_path)
+
+    def arguments(self, seat: Seat) -> tuple[str, ...]:
+        """Every flag of the simulator process; see docs/simulator.md."""
+        return (
+            *("--model-name", self._name, "--model", self._model.source),
+            *("--host", seat.host, "--port", str(seat.port)),
+            *("--tensor-parallel-size", str(self._model.tensor_parallel)),
+            *("--pipeline-parallel-size", str(self._model.pipeline_parallel)),
+            *_options(self._engine),
+        )
+
+
+VALUES = (
+    "gpu",
+    "dtype",
+    "quantization",
+    "max_model_len",
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "kv_cache_dtype",
+    "speedup",
+    "slowdown",
+    "cold_start_s",
+    "fail_after_s",
+    "fail_mode",
+)
+
+
+def _options(engine: SimulatorConfig) -> Iterator[str]:
+    for field in VALUES:
+        value = getattr(engine, field)
+        if value is not None:
+            yield from ("--" + field.replace("_", "-"), str(value))
+    if engine.enable_prefix_caching is False:
+        yield "--no-enable-prefix-caching"
+
+
+SHARED = (
+    "dtype",
+    "quantization",
+    "max_model_len",
+    "gpu_memory_utilization",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "kv_cache_dtype",
+    "enable_prefix_caching",
+)
+
+
+def simulated(config: DeploymentConfig, gpu: str) -> DeploymentConfig:
+    """The same deployment with every real engine replaced by a simulated one on this card."""
+    models = {name: _simulated_model(model, gpu) for name, model in config.models.items()}
+    return config.model_copy(update={"models": models})
+
+
+def _simulated_model(model: ModelConfig, gpu: str) -> ModelConfig:
+    if isinstance(model.engine, SimulatorConfig):
+        return model
+    kept = {field: getattr(model.engine, field) for field in SHARED}
+    if isinstance(model.engine, TensorRtLlmConfig):  # its share is of what weights leave: a little less for KV, then
+        kept["gpu_memory_utilization"] = model.engine.kv_cache_free_gpu_memory_fraction
+    return model.model_copy(update={"engine": SimulatorConfig(kind="simulator", gpu=gpu, **kept)})

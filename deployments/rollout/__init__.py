@@ -1,0 +1,1 @@
+"""From a config to what runs: in goes the new state, out come Serve's applications and what became of them."""
