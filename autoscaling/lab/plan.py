@@ -34,9 +34,10 @@ from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
 from raylane.cluster.recording import load_recording
 from raylane.cluster.strict import StrictModel
-from raylane.deployments.config.deployment import ReplicaBounds, Slo
+from raylane.deployments.config.deployment import ReplicaBounds
 from raylane.deployments.config.scaling import SharingName
 from raylane.deployments.sizing.fit import EngineSettings
+from raylane.deployments.slo import Slo
 
 TRACES_VARIABLE = "RAYLANE_TRACES"
 RECORDINGS = Path(__file__).parents[2] / "cluster" / "recordings"

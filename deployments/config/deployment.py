@@ -23,24 +23,11 @@ from raylane.cluster.strict import StrictModel
 from raylane.deployments.config.builtin import PREFIX, builtin_config
 from raylane.deployments.config.profiles import profile_of, with_profile
 from raylane.deployments.config.scaling import CapacityConfig, ScalingConfig
-from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.sizing.model_files import describing_file
+from raylane.deployments.slo import Slo
 
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
-
-
-class Slo(StrictModel):
-    """What a good request is: completed, TTFT <= ttft_ms + ttft_ms_per_input_token x input tokens, TPOT <= tpot_ms."""
-
-    ttft_ms: PositiveFloat = Field(description="First token within this many ms, for an empty prompt.")
-    ttft_ms_per_input_token: NonNegativeFloat = Field(0.0, description="Added allowance for each prompt token, in ms.")
-    tpot_ms: PositiveFloat = Field(description="Mean time of each further output token, in ms.")
-    attainment: float = Field(0.99, gt=0, le=1, description="Share of attempted requests that must be good.")
-
-    def limits(self) -> Limits:
-        """The same in seconds."""
-        return Limits(self.ttft_ms / 1e3, self.ttft_ms_per_input_token / 1e3, self.tpot_ms / 1e3)
 
 
 class ReplicaBounds(StrictModel):

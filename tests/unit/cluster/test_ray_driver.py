@@ -94,7 +94,7 @@ def test_whatever_ray_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, error:
 
 def test_ray_does_not_take_over_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     def take(**options: Any) -> None:
-        ray._private.utils.set_sigterm_handler(lambda *_: sys.exit(15))
+        ray._private.utils.set_sigterm_handler(lambda *_: sys.exit(15))  # type: ignore[no-untyped-call]
 
     def own(*_: object) -> None: ...
 
