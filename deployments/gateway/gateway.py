@@ -107,6 +107,7 @@ class Gateway:
             finish_within_s=FINISH_WITHIN_S,
             hold_timeout_s=self._config.hold_timeout_s,
             hold_limit=self._config.hold_limit,
+            cors_origins=self._config.cors_origins,
             gateway_id=self._id,
             holder=self._port.holder,
         )

@@ -16,7 +16,7 @@ import shutil
 import signal
 import socket
 import sys
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -25,6 +25,7 @@ import uvloop
 from aiohttp import web
 
 from raylane.deployments.engines.supervisor import leave_caller
+from raylane.deployments.gateway.api import build_app, connection_factory
 from raylane.deployments.gateway.holder import connect
 from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
@@ -33,8 +34,6 @@ from raylane.deployments.reports import Table
 
 log = logging.getLogger("raylane.gateway")
 
-MAX_BODY_BYTES = 64 << 20
-POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 SAY_EVERY_S = 0.5
 ACCEPT_AGAIN_S = 1.0
 FIRST_REQUEST_WITHIN_S = 0.1
@@ -47,32 +46,10 @@ class WorkerSettings:
     finish_within_s: float  # how long open streams may go on after the gateway said stop
     hold_timeout_s: float = 300.0
     hold_limit: int = 1000
+    cors_origins: tuple[str, ...] = ()
     # For the time after the gateway's death:
     gateway_id: str = ""
     holder: str = ""  # name of the holder's control socket
-
-
-def build_app(relay: Relay, metrics: GatewayMetrics) -> web.Application:
-    """The gateway's routes."""
-    born_s = int(time.time())
-
-    async def list_models(_: web.Request) -> web.Response:
-        models = [{"id": m, "object": "model", "created": born_s, "owned_by": "raylane"} for m in relay.models]
-        return web.json_response({"object": "list", "data": models})
-
-    async def health(_: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "server": "raylane", "models": list(relay.models)})
-
-    async def metrics_page(_: web.Request) -> web.Response:
-        return web.Response(body=await asyncio.to_thread(metrics.page), content_type="text/plain")
-
-    app = web.Application(client_max_size=MAX_BODY_BYTES)
-    app.router.add_get("/v1/models", list_models)
-    app.router.add_get("/health", health)
-    app.router.add_get("/metrics", metrics_page)
-    for path in POSTS:
-        app.router.add_post(path, relay.handle)
-    return app
 
 
 class Accepting:
@@ -81,10 +58,10 @@ class Accepting:
     (An event loop's own server takes all that wait at once.)
     """
 
-    def __init__(self, listening: socket.socket, server: web.Server) -> None:
+    def __init__(self, listening: socket.socket, connection: Callable[[], asyncio.Protocol]) -> None:
         self._loop = asyncio.get_running_loop()
         self._listening = listening
-        self._server = server
+        self._connection = connection
         self._welcomes: set[asyncio.Task[Any]] = set()
         self._resume()
 
@@ -103,7 +80,7 @@ class Accepting:
             self._loop.call_later(ACCEPT_AGAIN_S, self._resume)
             return
         connection.setblocking(False)
-        welcome = self._loop.create_task(self._loop.connect_accepted_socket(self._server, connection))
+        welcome = self._loop.create_task(self._loop.connect_accepted_socket(self._connection, connection))
         self._welcomes.add(welcome)
         welcome.add_done_callback(self._welcomed)
 
@@ -176,14 +153,12 @@ async def serve(gateway: socket.socket, listening: socket.socket) -> None:
     limits = HoldLimits(settings.hold_timeout_s, settings.hold_limit)
     relay = Relay(metrics, limits, lambda model: link.say({"holding": model}))
     runner = web.AppRunner(
-        build_app(relay, metrics),
+        build_app(relay, metrics, settings.cors_origins),
         handler_cancellation=True,
-        access_log=None,
-        tcp_keepalive=True,
         shutdown_timeout=settings.finish_within_s,
     )
     await runner.setup()
-    accepting = Accepting(listening, cast(web.Server, runner.server))
+    accepting = Accepting(listening, connection_factory(cast(web.Server, runner.server)))
     link.say({"listening": listening.getsockname()[1]})
     talking = asyncio.create_task(keep_saying_traffic(link, relay))
     in_order = await told_to_stop(link, relay, metrics)
