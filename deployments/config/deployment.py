@@ -27,6 +27,7 @@ from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.sizing.model_files import describing_file
 from raylane.deployments.slo import Slo
 
+ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+\Z")
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 
@@ -186,19 +187,29 @@ class ModelConfig(StrictModel):
         return float(self.gpus) or 0.1
 
 
+def _origin(given: str) -> str:
+    """As browsers send it."""
+    if given != "*" and not ORIGIN.match(given):
+        raise ValueError("an origin is scheme://host or scheme://host:port, in lower case and without a path, or '*'")
+    return given
+
+
 class GatewayConfig(StrictModel):
     """The HTTP front of all models."""
 
     host: str = Field("127.0.0.1", description="Address to bind, and nothing else; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535)
     processes_per_host: PositiveInt | Literal["auto"] = Field(
-        "auto", description="Worker processes sharing the port; auto: one for every 8 cores, at least 1, at most 8."
+        "auto", description="Worker processes sharing the port; auto: one for every 8 cores, at least 2, at most 8."
     )
     hold_timeout_s: NonNegativeFloat = Field(
         300.0, description="Longest wait of a request for a replica, a cold start included; 0 refuses it at once."
     )
     hold_limit: NonNegativeInt = Field(
         1000, description="Most requests of a model that wait in one worker process; more are refused at once."
+    )
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        (), description="Web pages whose scripts may call the gateway, as https://host[:port]; '*' for all."
     )
 
 

@@ -23,11 +23,11 @@ from fake_engine import FakeEngine, Manner, pattern, serving
 from simulated_engine import simulators, tapped, turn
 
 from raylane.deployments.directory.reports import Endpoint, ModelTraffic, Table
-from raylane.deployments.gateway import relay as relay_module
+from raylane.deployments.gateway.api import build_app
 from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.relay import Relay
-from raylane.deployments.gateway.worker import build_app
+from raylane.deployments.gateway.reply import HIGH_WATER_BYTES
 
 KEY = "engine-key-that-no-client-may-see"
 CHAT = "/v1/chat/completions"
@@ -590,7 +590,7 @@ async def test_a_slow_client_gets_everything_and_the_gateway_holds_little(one: F
     while data := await wire.reader.read(1 << 20):
         most = max(most, one.transports[-1].get_write_buffer_size())
         received += data
-    assert most < 4 * relay_module.HIGH_WATER_BYTES
+    assert most < 4 * HIGH_WATER_BYTES
     assert unchunked(bytes(received)) == pattern(size_bytes)
 
 
@@ -614,11 +614,11 @@ async def test_the_connection_of_a_slow_client_serves_the_next_one_at_once(one: 
         slow.connect(("127.0.0.1", one.port))
         slow.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: g\r\ncontent-length: {len(content)}\r\n\r\n{content}".encode())
         await until(lambda: engine.tokens == 1)
-        await fill(one.transports[0], relay_module.HIGH_WATER_BYTES - 16_384)
+        await fill(one.transports[0], HIGH_WATER_BYTES - 16_384)
         engine.gate.set()
         await until(lambda: engine.sent != [])
         await asyncio.sleep(0.1)
-        assert one.transports[0].get_write_buffer_size() > relay_module.HIGH_WATER_BYTES
+        assert one.transports[0].get_write_buffer_size() > HIGH_WATER_BYTES
         if leaves:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             slow.close()
