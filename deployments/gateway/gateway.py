@@ -23,6 +23,7 @@ log = logging.getLogger("raylane.gateway")
 
 POLL_WAIT_S = 0.5  # each poll carries the traffic
 LISTENS_WITHIN_S = 30.0
+FIRST_TABLE_WITHIN_S = 5.0
 FINISH_WITHIN_S = 600.0
 CORES_PER_PROCESS = 8
 FEWEST_PROCESSES = 2  # while one is replaced the other answers
@@ -77,12 +78,15 @@ class Gateway:
 
     async def start(self) -> None:
         """Start the workers. Raises FailedError when the port cannot be had."""
-        where = f"{self._config.host}:{self._config.port}"
+        host = f"[{self._config.host}]" if ":" in self._config.host else self._config.host
         try:
             try:
                 await asyncio.to_thread(self._port.take)
             except OSError as error:
-                raise FailedError(f"gateway cannot listen on {where}: {error.strerror or error}") from error
+                raise FailedError(
+                    f"gateway cannot listen on {host}:{self._config.port}: {error.strerror or error}"
+                ) from error
+            await self._read_first_table()
             async with asyncio.TaskGroup() as starts:
                 for slot in range(self._count):
                     starts.create_task(self._start_worker(slot))
@@ -94,6 +98,14 @@ class Gateway:
         self._tasks += [asyncio.create_task(self._keep_following()), asyncio.create_task(self._port.keep_held())]
         self._tasks += [asyncio.create_task(self._keep_up(slot)) for slot in range(self._count)]
         self._tasks += [asyncio.create_task(self._keep_spare())]
+
+    async def _read_first_table(self) -> None:
+        """So that no worker takes a request for a deployed model as one for none. Without a directory: later."""
+        try:
+            polled = self._directory.poll(self._id, "", 0, POLL_WAIT_S, {})
+            self._table = await asyncio.wait_for(polled, FIRST_TABLE_WITHIN_S)
+        except Exception as error:  # an edge: whatever Ray raises, it is asked again once the workers listen
+            log.warning("the directory cannot be asked yet: %s", error)
 
     async def _start_worker(self, slot: int) -> None:
         """With the spare one, if there is one, which takes no time."""
@@ -110,8 +122,9 @@ class Gateway:
             cors_origins=self._config.cors_origins,
             gateway_id=self._id,
             holder=self._port.holder,
+            table=self._table.to_json() if self._table.version else None,
         )
-        await worker.serve(self._port.sock, settings, self._table, LISTENS_WITHIN_S)
+        await worker.serve(self._port.sock, settings, LISTENS_WITHIN_S)
 
     async def _keep_up(self, slot: int) -> None:
         while True:

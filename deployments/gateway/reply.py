@@ -43,7 +43,7 @@ class Writer:
 async def end_broken(response: web.StreamResponse, writer: Writer, error: UpstreamError) -> None:
     """The engine died in the middle of a reply: a stream ends with an error event, anything else is cut off."""
     response.force_close()
-    if response.content_type == "text/event-stream":
+    if response.content_type == "text/event-stream" and "content-encoding" not in response.headers:
         writer.write(error_event(f"the engine stopped in the middle of the stream: {error}"))
         await response.write_eof()
     elif writer.transport is not None:

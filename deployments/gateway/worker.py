@@ -47,6 +47,7 @@ class WorkerSettings:
     hold_timeout_s: float = 300.0
     hold_limit: int = 1000
     cors_origins: tuple[str, ...] = ()
+    table: dict[str, Any] | None = None  # to serve by from the first request on
     # For the time after the gateway's death:
     gateway_id: str = ""
     holder: str = ""  # name of the holder's control socket
@@ -129,10 +130,13 @@ async def told_to_stop(link: Link, relay: Relay, metrics: GatewayMetrics) -> boo
             if "cold_start" in said:
                 metrics.cold_started(said["cold_start"])
                 continue
-            table = Table.from_json(said["table"])
-            relay.apply(table)
-            link.say({"applied": [table.epoch, table.version]})
+            take(Table.from_json(said["table"]), relay, link)
     return False
+
+
+def take(table: Table, relay: Relay, link: Link) -> None:
+    relay.apply(table)
+    link.say({"applied": [table.epoch, table.version]})
 
 
 async def replaced(settings: WorkerSettings) -> None:
@@ -152,6 +156,8 @@ async def serve(gateway: socket.socket, listening: socket.socket) -> None:
     metrics = GatewayMetrics()
     limits = HoldLimits(settings.hold_timeout_s, settings.hold_limit)
     relay = Relay(metrics, limits, lambda model: link.say({"holding": model}))
+    if settings.table is not None:
+        take(Table.from_json(settings.table), relay, link)
     runner = web.AppRunner(
         build_app(relay, metrics, settings.cors_origins),
         handler_cancellation=True,

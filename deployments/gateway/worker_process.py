@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from raylane.cluster.errors import FailedError
-from raylane.deployments.directory.reports import ModelTraffic, Table
+from raylane.deployments.directory.reports import ModelTraffic
 from raylane.deployments.gateway.worker import WorkerSettings
 
 
@@ -51,21 +51,20 @@ class WorkerProcess:
             starter = subprocess.Popen(  # noqa: ASYNC220 - returns at once; waited for below
                 [sys.executable, "-m", "raylane.deployments.gateway.worker", "--apart"],
                 stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
                 env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics_folder},
             )
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         self._reading = asyncio.create_task(self._follow(reader))
         await asyncio.to_thread(starter.wait)  # the first of its two forks ends at once
 
-    async def serve(self, listening: socket.socket, settings: WorkerSettings, table: Table, within_s: float) -> None:
+    async def serve(self, listening: socket.socket, settings: WorkerSettings, within_s: float) -> None:
         """Let it accept connections. Raises FailedError or TimeoutError when it does not."""
         assert self._first is not None  # noqa: S101 - launched
         with self._first, suppress(OSError):  # gone: `listening` says so
             socket.send_fds(self._first, [b"\0"], [listening.fileno()])
         self._first = None
         self.send(asdict(settings))
-        if table.version:
-            self.send({"table": table.to_json()})
         await asyncio.wait_for(asyncio.shield(self._listening), within_s)
 
     def send(self, message: dict[str, Any]) -> None:

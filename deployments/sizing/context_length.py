@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from raylane.deployments.sizing.config_json import ConfigJson
 
-
 COUNTED_ALREADY = frozenset({"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"})
 """Scalings after which max_position_embeddings is the scaled length. vLLM before 0.32 multiplied it again for YaRN."""
 

@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -325,6 +325,41 @@ async def test_an_address_that_is_not_this_hosts_is_named() -> None:
     made = Gateway(GatewayConfig(host="192.0.2.1", processes_per_host=1), Directory())
     with pytest.raises(FailedError, match=r"192\.0\.2\.1:8000: Cannot assign requested address"):
         await made.start()
+
+
+def has_ipv6() -> bool:
+    with suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(("host", "clients"), [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"])])
+async def test_addresses_of_ipv6_for_gateway_and_engine(host: str, clients: list[str]) -> None:
+    engine = FakeEngine(KEY)
+    await engine.listen("::1")
+    engine.url = f"http://[::1]:{engine.port}"
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+        port = probe.getsockname()[1]
+    made = Gateway(GatewayConfig(host=host, port=port), Directory(), cores=1)
+    await made.start()
+    try:
+        await made._directory.report(report(engine))  # type: ignore[attr-defined]
+        for client in clients:
+            address = f"[{client}]" if ":" in client else client
+            running = Running(made, Directory(), engine, port, "")
+            running.url = f"http://{address}:{port}"
+
+            async def known(running: Running = running) -> bool:
+                return await running.on_every_worker() == {'["tiny"]'}
+
+            await until(known)
+            assert (await running.post())[0] == 200
+        with pytest.raises(FailedError, match=rf"cannot listen on \[{host}\]:{port}: Address already in use"):
+            await Gateway(GatewayConfig(host=host, port=port), Directory(), cluster="other").start()
+    finally:
+        await made.stop(0.0)
+        await engine.stop()
 
 
 @EITHER

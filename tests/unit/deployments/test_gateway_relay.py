@@ -490,6 +490,22 @@ async def test_a_broken_stream_to_a_client_of_http_1_0_ends_with_an_error_event_
     assert b"engine_error" in (await wire.rest()).split(b"\n\n")[-2]
 
 
+async def test_a_compressed_stream_that_breaks_is_cut_off_as_plain_text_would_not_be_read(one: Front) -> None:
+    headers = {"content-type": "text/event-stream", "content-encoding": "gzip"}
+    wire = await one.raw({"stream": True, "fake": {"die": "after_events", "events": 2, "headers": headers}})
+    assert "content-encoding: gzip" in await wire.head()
+    assert b"engine_error" not in await wire.rest()
+
+
+async def test_engines_are_not_asked_to_compress_and_compressed_replies_pass_unchanged(one: Front) -> None:
+    packed = "\x1f\x8b not really gzip"
+    reply = {"body": packed, "headers": {"content-encoding": "gzip", "content-type": "application/json"}}
+    wire = await one.raw({"fake": reply}, extra="accept-encoding: gzip\r\nconnection: close\r\n")
+    assert "content-encoding: gzip" in await wire.head()
+    assert await wire.rest() == packed.encode()
+    assert "accept-encoding" not in one.engines[0].seen[0].headers
+
+
 @pytest.mark.parametrize("chunked", [False, True], ids=["by length", "chunked"])
 async def test_a_whole_reply_that_breaks_is_cut_off_so_that_nobody_takes_it_for_complete(
     one: Front, chunked: bool
@@ -535,6 +551,19 @@ async def test_a_stream_goes_on_when_its_replica_leaves_the_table_to_drain(one: 
 
 
 # Clients that leave or are slow.
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["in the stream", "before the head"])
+async def test_a_client_that_closes_its_half_of_the_connection_has_left(one: Front, stream: bool) -> None:
+    """It cannot be told from one that has closed both halves, whose engine would work in vain."""
+    manner = turn(10_000, each_s=0.02) if stream else {"fake": {"first_s": 600.0}}
+    wire = await one.raw({"stream": True, **manner})
+    await until(lambda: one.engines[0].running == 1)
+    wire.writer.write_eof()
+    await until(lambda: one.engines[0].running == 0)
+    assert one.engines[0].aborted == 1
+    assert not (await wire.rest()).endswith(b"0\r\n\r\n")
+    assert one.relay.traffic()["tiny"].cancelled == 1
 
 
 @pytest.mark.parametrize(
