@@ -45,8 +45,7 @@ def local_ray(cpus: int, gpus: int = 0) -> Iterator[Any]:
     of account. Everything is stopped and removed at the end. Raises FailedError when Ray does not start.
     """
     use_a_token()
-    folder = Path(tempfile.mkdtemp(prefix="rl-", dir=temporary_folder()))
-    with guarded(folder), environment(local_environment(folder)):
+    with own_folder() as folder, guarded(folder), environment(local_environment(folder)):
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # of a script, which would leave Ray behind
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
         try:
@@ -68,6 +67,16 @@ def local_ray(cpus: int, gpus: int = 0) -> Iterator[Any]:
         finally:
             with undisturbed():
                 end(folder)
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder that is removed at the end with all that is in it."""
+    folder = Path(tempfile.mkdtemp(prefix="rl-", dir=temporary_folder()))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -132,11 +141,10 @@ def undisturbed() -> Iterator[None]:
 
 
 def end(folder: Path) -> None:
-    """Stop the Ray of this folder, end what is left of it, and remove the folder."""
+    """Stop the Ray of this folder and end what is left of it."""
     import ray
 
     try:
         ray.shutdown()
     finally:
         end_processes_with(MARK, str(folder), ENDS_WITHIN_S)
-        shutil.rmtree(folder, ignore_errors=True)
