@@ -62,7 +62,7 @@ $(COMPILED)/.built: $(INSTALLED) $(shell find cluster deployments autoscaling -n
 	touch $@
 
 # Tunes, tests and bounds, from scratch many hours on two cores. What is recorded is not run again. The traces:
-# RAYLANE_TRACES (docs/autoscaling.md).
+# RAYLANE_TRACES (docs/traces.md).
 autoscaling-study: $(COMPILED)/.built
 	$(COMPILED_PYTHON).tune $(STUDY)/tuning
 	cp $(KNOBS) $(STUDY)/knobs.json
@@ -71,7 +71,7 @@ autoscaling-study: $(COMPILED)/.built
 
 autoscaling-report: $(COMPILED)/.built
 	$(COMPILED_PYTHON).check $(STUDY)
-	$(COMPILED_PYTHON).report $(STUDY) docs/autoscaling.md
+	$(COMPILED_PYTHON).report $(STUDY) docs/autoscaling-study.md
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

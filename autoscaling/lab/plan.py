@@ -234,7 +234,7 @@ def find_trace(name: str, folder: Path) -> Path:
     root = os.environ.get(TRACES_VARIABLE)
     path = (Path(root) if root else folder) / name
     if not path.is_file():
-        raise UsageError(f"{path}: no such trace (set {TRACES_VARIABLE} to their folder; docs/autoscaling.md)")
+        raise UsageError(f"{path}: no such trace (set {TRACES_VARIABLE} to their folder; docs/traces.md)")
     return path
 
 

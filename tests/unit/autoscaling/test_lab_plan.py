@@ -14,7 +14,7 @@ from raylane.autoscaling.lab.replay import Offered, replay
 from raylane.autoscaling.lab.replay_files import results
 from raylane.cluster.errors import UsageError
 
-DOCS = Path(__file__).parents[3] / "docs" / "autoscaling.md"
+DOCS = Path(__file__).parents[3] / "docs"
 MODEL = {
     "source": "builtin:llama-3.1-8b-shape",
     "max_model_len": 8192,
@@ -180,9 +180,9 @@ def test_workers_end_with_the_pool_whatever_the_command_does_on_sigterm(monkeypa
     assert found == [[signal.SIG_DFL], [signal.SIG_DFL]]
 
 
-def documented(first_line: str) -> dict[str, Any]:
-    """The YAML example of the docs that begins with this line."""
-    _, found = DOCS.read_text(encoding="utf-8").split(f"```yaml\n{first_line}\n")
+def documented(page: str, first_line: str) -> dict[str, Any]:
+    """The YAML example of a page of the docs that begins with this line."""
+    _, found = (DOCS / page).read_text(encoding="utf-8").split(f"```yaml\n{first_line}\n")
     data: dict[str, Any] = yaml.safe_load(f"{first_line}\n{found.partition('```')[0]}")
     return data
 
@@ -190,7 +190,7 @@ def documented(first_line: str) -> dict[str, Any]:
 def test_the_plan_of_the_docs_runs(folder: Path) -> None:
     rows = "".join(f"{n * 5},{400 + n},40\n" for n in range(200))
     (folder / "requests.csv").write_text("t_s,input_tokens,output_tokens\n" + rows, encoding="utf-8")
-    whole = narrowed(ReplayPlan.from_data(documented("name: two-loads"), "docs"))
+    whole = narrowed(ReplayPlan.from_data(documented("replay.md", "name: two-loads"), "docs"))
     assert sorted(whole.scenarios) == ["recorded", "step"]
     (runs,) = replay(narrowed(whole, scenarios=["recorded"]), folder, 1)
     assert [run.policy for run in runs] == ["slo", "knative", "static"]
@@ -198,12 +198,12 @@ def test_the_plan_of_the_docs_runs(folder: Path) -> None:
 
 
 def test_the_synthetic_load_of_the_docs_is_a_traffic() -> None:
-    traffic = Traffic.from_data(documented("shape:"), "docs")
+    traffic = Traffic.from_data(documented("traces.md", "shape:"), "docs")
     assert len(seeded_trace(base_trace(traffic, "m", Path()), traffic, 1)) > 1000
 
 
 def test_every_key_of_a_plan_is_documented() -> None:
-    section = DOCS.read_text(encoding="utf-8").partition("### The plan\n")[2].partition("\n### ")[0]
+    section = (DOCS / "replay.md").read_text(encoding="utf-8").partition("## The plan\n")[2].partition("\n## ")[0]
     keys = [key for kind in (ReplayPlan, ReplayModel, Traffic) for key in kind.model_fields]
     assert [key for key in keys if f"`{key}`" not in section] == []
 
