@@ -65,7 +65,7 @@ class Cluster:
 
     def deploy(self, models: dict[str, dict[str, Any]]) -> None:
         deploy(self.config(models), self.api, "test", lambda statuses: None, UP_WITHIN_S)
-        until(lambda: {r.model for r in self.ready()} >= set(models), 20.0)
+        until(lambda: {r.model for r in self.ready()} >= set(models), 60.0)
 
     def ready(self, model: str | None = None) -> list[ReplicaReport]:
         known = snapshot()

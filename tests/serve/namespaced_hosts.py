@@ -133,7 +133,7 @@ def start_host(name: str, folder: Path) -> tuple[subprocess.Popen[bytes], int]:
         stdin=subprocess.DEVNULL,
         cwd="/",
     )
-    deadline_s = time.monotonic() + 20.0
+    deadline_s = time.monotonic() + 60.0
     while not (folder / f"ready-{name}").exists():
         if starter.poll() is not None or time.monotonic() > deadline_s:
             starter.kill()
@@ -172,7 +172,7 @@ def set_link(operator: NamespacedHost, host: NamespacedHost, state: str) -> None
 
 
 def wait_until_gone(pids: Sequence[int]) -> None:
-    deadline_s = time.monotonic() + 20.0
+    deadline_s = time.monotonic() + 60.0
     while any(os.path.exists(f"/proc/{pid}") for pid in pids):  # noqa: PTH110
         if time.monotonic() > deadline_s:
             raise RuntimeError(f"first processes of namespaces still there: {pids}")

@@ -33,7 +33,7 @@ from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url  # noq
 
 SMALL, LARGE = "llama-8b", "llama-70b"
 TARGETS = [(1, 2), (4, 2), (2, 3), (2, 1), (2, 2)]  # replicas of the two models, one step after the other
-SETTLED_WITHIN_S = 90.0
+SETTLED_WITHIN_S = 180.0
 
 
 def config(port: int) -> DeploymentConfig:
@@ -103,7 +103,7 @@ def settled(api: ServeApi, small: int, large: int) -> dict[str, Any]:
 
 def answers(port: int) -> dict[str, int]:
     """Tokens of one answer of each model, through the gateway."""
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", timeout=60.0, max_retries=0)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", timeout=120.0, max_retries=0)
     found = {}
     for model in (SMALL, LARGE):
         reply = client.chat.completions.create(
