@@ -15,7 +15,7 @@ from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host, LinkMeasurement, Verdict
 from raylane.deployments.config.builtin import PREFIX
 from raylane.deployments.config.deployment import ModelConfig, SimulatorConfig
-from raylane.deployments.simulator.build import read_model_facts
+from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.engine_settings import engine_settings
 from raylane.deployments.sizing.fit import Fits, Refusal, fit
 from raylane.deployments.sizing.memory import doubts

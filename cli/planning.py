@@ -31,7 +31,7 @@ from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
 from raylane.cluster.planner import ModelPlan, PlacementPlan, Want
 from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
-from raylane.deployments.simulator.build import read_model_facts
+from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.fit import Refusal
 from raylane.deployments.sizing.roofline import assumed_link
 from raylane.deployments.sizing.suggest import DEFAULT_CONTEXT, LARGEST_GPU_COUNT, suggest

@@ -22,6 +22,7 @@ from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.vllm.engine import VllmEngine
 from raylane.deployments.sizing.engine_settings import engine_settings
 from raylane.deployments.sizing.fit import Fits, Refusal, fit
+from raylane.deployments.sizing.profile_facts import profile_facts
 
 SOURCE, SERVED = "MODEL", "NAME"
 
@@ -48,7 +49,7 @@ def listing(every: Mapping[str, Profile]) -> WholeTable:
         table.add_column(heading, justify="right" if heading == "KV tokens" else "left", no_wrap=lines)
     table.add_column("purpose")
     for name, profile in every.items():
-        size = f"{profile.facts().parameters / 1e9:.0f}B {profile.weights}"
+        size = f"{profile_facts(profile).parameters / 1e9:.0f}B {profile.weights}"
         found = fits(name, profile)
         cards = "\n".join(f"{profile.tensor_parallel}x {card}" for card in found)
         room = "\n".join(f"{item.kv_tokens:,}" if isinstance(item, Fits) else "no" for item in found.values())
@@ -65,16 +66,16 @@ def show(console: Console, name: str, profile: Profile) -> None:
     console.print("\n" + yaml.safe_dump(settings, sort_keys=False), highlight=False, soft_wrap=True)
     console.print(command_line(name) + "\n", highlight=False, soft_wrap=True)
     for found in fits(name, profile).values():
-        print_fit(console, name, profile.facts(), found)
+        print_fit(console, name, profile_facts(profile), found)
     for card, refusal in refused(name, profile).items():
         asked = ", ".join(f"{key} {value}" for key, value in profile.refused.items())
         console.print(f"\nwith {asked} on {card}:", highlight=False)
-        print_fit(console, name, profile.facts(), refusal)
+        print_fit(console, name, profile_facts(profile), refusal)
 
 
 def checkpoint(profile: Profile) -> str:
     """What the model's files must be."""
-    facts = profile.facts()
+    facts = profile_facts(profile)
     return (
         f"{facts.parameters / 1e9:.0f}B, {profile.weights} weights, checked with builtin:{profile.shape} and "
         f"{facts.max_position_embeddings:,} positions"
@@ -101,7 +102,7 @@ def command_line(name: str) -> str:
 
 def fits(name: str, profile: Profile, **own: Any) -> dict[str, Fits | Refusal]:
     """Room on each of the profile's cards; `own` keys stand in place of the profile's."""
-    model, facts = model_of(name, **own), profile.facts()
+    model, facts = model_of(name, **own), profile_facts(profile)
     settings = engine_settings(model, facts)
     settings = replace(settings, quantization=settings.quantization or profile.quantization)
     found = {card: fit(facts, need_accelerator(card), settings) for card in profile.gpus}

@@ -1,6 +1,7 @@
 """Hosts to and from a JSON file, with clear errors. The link matrix is written as `nvidia-smi topo -m` prints it."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations
@@ -14,6 +15,7 @@ from raylane.cluster.hosts import Acs, Gpu, GroupMeasurement, Host, Iommu, Link,
 from raylane.cluster.strict import StrictModel
 
 SELF, UNKNOWN = "X", "?"
+TOPOLOGY_VARIABLE = "RAYLANE_TOPOLOGY"  # a recording to take GPUs from instead of NVML
 
 
 class PairRecord(StrictModel):
@@ -210,3 +212,9 @@ def matrix_word(host: Host, a: Gpu, b: Gpu) -> str:
     if link.level is LinkLevel.NVLINK:
         return f"NV{link.nvlink_count or 1}"
     return link.level or UNKNOWN
+
+
+def recording_in_use() -> Path | None:
+    """The recording whose GPUs stand for this machine's; None where the GPUs are real."""
+    path = os.environ.get(TOPOLOGY_VARIABLE)
+    return Path(path) if path else None

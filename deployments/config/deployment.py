@@ -21,10 +21,10 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.config.builtin import PREFIX, builtin_config
+from raylane.deployments.config.model_files import describing_file
 from raylane.deployments.config.profiles import profile_of, with_profile
 from raylane.deployments.config.scaling import CapacityConfig, ScalingConfig
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
-from raylane.deployments.sizing.model_files import describing_file
 from raylane.deployments.slo import Slo
 
 ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+\Z")

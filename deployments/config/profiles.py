@@ -12,8 +12,6 @@ from pydantic import Field, PositiveInt
 
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
-from raylane.deployments.config.builtin import CONFIGS
-from raylane.deployments.sizing.model_facts import ModelFacts, model_facts
 
 _DATA = Path(__file__).with_name("profiles.yaml")
 
@@ -39,13 +37,6 @@ class Profile(StrictModel):
     """Where the numbers come from."""
     refused: dict[str, Any] = Field(default_factory=dict)
     """Keys of a published recipe that do not start, shown beside the profile with the reason."""
-
-    def facts(self) -> ModelFacts:
-        """Size of the model the profile is checked with."""
-        config = CONFIGS[self.shape]
-        if self.positions is not None:
-            config = {**config, "max_position_embeddings": self.positions}
-        return model_facts(config, self.shape)
 
     @property
     def quantization(self) -> str | None:

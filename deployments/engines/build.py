@@ -1,6 +1,7 @@
 """From a model's config to its engine."""
 
 from raylane.cluster.errors import FailedError
+from raylane.cluster.recording import recording_in_use
 from raylane.deployments.config.builtin import ensure_model
 from raylane.deployments.config.deployment import ModelConfig, SimulatorConfig
 from raylane.deployments.engines.base import Engine
@@ -9,7 +10,6 @@ from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine
 from raylane.deployments.engines.trtllm.programs import program
 from raylane.deployments.engines.vllm.engine import VllmEngine
-from raylane.deployments.replicas.host import recording_in_use
 
 
 def build_engine(name: str, model: ModelConfig) -> Engine:

@@ -20,10 +20,9 @@ from raylane.cluster.moves import better_choice, exact_choice
 from raylane.cluster.nvml import read_host
 from raylane.cluster.probe_cache import with_measurements
 from raylane.cluster.processes import processes_with
-from raylane.cluster.recording import load_recording
+from raylane.cluster.recording import TOPOLOGY_VARIABLE, load_recording, recording_in_use
 from raylane.deployments.engines.process import MARK
 
-TOPOLOGY_VARIABLE = "RAYLANE_TOPOLOGY"  # a recording to take GPUs from instead of NVML
 HOST_VARIABLE = "RAYLANE_HOST_NAME"  # which of its hosts this one plays; the first by default
 NO_GPU = Choice((), "no GPU needed", second_best=False)
 NO_LINKS = AllReduceSettings((), custom_all_reduce=True, reason="no GPU")
@@ -60,12 +59,6 @@ class CpuHost:
 
     def held_gpus(self, uuids: tuple[str, ...], replica_id: str) -> tuple[HeldGpu, ...] | None:
         return None
-
-
-def recording_in_use() -> Path | None:
-    """The recording whose GPUs stand for this machine's; None where the GPUs are real."""
-    path = os.environ.get(TOPOLOGY_VARIABLE)
-    return Path(path) if path else None
 
 
 def recorded_host(recording: Path) -> Hardware:

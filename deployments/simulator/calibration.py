@@ -12,10 +12,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from raylane.cluster.catalog import Accelerator, need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
-from raylane.deployments.simulator.build import build_engine, read_model_facts
+from raylane.deployments.simulator.build import build_engine
 from raylane.deployments.simulator.loads import closed_loop
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.step_model import StepConstants
+from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.fit import EngineSettings
 from raylane.deployments.sizing.model_facts import ModelFacts
 from raylane.deployments.sizing.roofline import Link, assumed_link

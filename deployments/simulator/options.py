@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from raylane.cluster.catalog import Accelerator, load_catalog, need_accelerator
-from raylane.deployments.simulator.build import build_engine, read_model_facts
+from raylane.deployments.simulator.build import build_engine
 from raylane.deployments.simulator.constants import ConstantsEntry, constants_for
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.step_model import StepConstants
+from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.fit import EngineSettings
 from raylane.deployments.sizing.roofline import Link, assumed_link
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from raylane.deployments.config.builtin import PREFIX
-from raylane.deployments.simulator.build import read_model_facts
+from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.memory import EngineSettings
 from raylane.deployments.sizing.model_facts import ModelFacts
 

@@ -1,7 +1,7 @@
 """The part of a model's config that decides memory and speed, in the terms of the sizing."""
 
 from raylane.deployments.config.deployment import ModelConfig, VllmConfig
-from raylane.deployments.simulator.build import read_model_facts
+from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.drafts import with_draft
 from raylane.deployments.sizing.memory import EngineSettings
 from raylane.deployments.sizing.model_facts import ModelFacts

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 from raylane.cluster.hosts import Host
 from raylane.cluster.nvml import read_host
 from raylane.cluster.processes import processes_with
-from raylane.cluster.recording import load_recording, save_recording
+from raylane.cluster.recording import TOPOLOGY_VARIABLE, load_recording, save_recording
 from raylane.deployments.directory.reports import ReplicaReport
 from raylane.deployments.engines.process import MARK
-from raylane.deployments.replicas.host import TOPOLOGY_VARIABLE
 
 COMMAND_WITHIN_S = 400.0
 STARTS_WITHIN_S = 40.0

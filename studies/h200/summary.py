@@ -11,7 +11,7 @@ from typing import Any
 
 from raylane.benchmarks.pairs import Spread, spread
 from raylane.cluster.catalog import need_accelerator
-from raylane.deployments.simulator.build import read_model_config
+from raylane.deployments.sizing.checkpoint import read_model_config
 from raylane.deployments.sizing.memory import EngineSettings
 from raylane.deployments.sizing.model_facts import model_facts
 from raylane.deployments.sizing.roofline import ceiling

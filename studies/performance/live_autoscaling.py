@@ -37,10 +37,9 @@ from raylane.autoscaling.rules.registry import policy_for  # noqa: E402
 from raylane.autoscaling.traces.shapes import generate, shape_from_data  # noqa: E402
 from raylane.autoscaling.traces.trace import Trace, between  # noqa: E402
 from raylane.cluster.catalog import need_accelerator  # noqa: E402
-from raylane.cluster.recording import load_recording  # noqa: E402
+from raylane.cluster.recording import TOPOLOGY_VARIABLE, load_recording  # noqa: E402
 from raylane.deployments.config.deployment import DeploymentConfig  # noqa: E402
 from raylane.deployments.directory.reports import ModelTraffic, Snapshot  # noqa: E402
-from raylane.deployments.replicas.host import TOPOLOGY_VARIABLE  # noqa: E402
 from raylane.deployments.rollout.rollout import delete, deploy, snapshot  # noqa: E402
 from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url  # noqa: E402
 from raylane.deployments.sizing.engine_settings import engine_settings  # noqa: E402

@@ -22,6 +22,7 @@ from raylane.deployments.simulator.loads import closed_loop, simulate
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.request import Request
 from raylane.deployments.sizing.fit import EngineSettings
+from raylane.deployments.sizing.profile_facts import profile_facts
 
 RATES_RPS = (2.0, 3.5)
 SETTINGS = {field.name for field in fields(EngineSettings)}
@@ -30,7 +31,7 @@ SETTINGS = {field.name for field in fields(EngineSettings)}
 def engine_of(name: str, changes: Mapping[str, Any]) -> EngineModel:
     profile, gpu = need_profile(name), need_accelerator("L40S")
     settings = {key: value for key, value in {**profile.engine, **changes}.items() if key in SETTINGS}
-    return build_engine(profile.facts(), gpu, EngineSettings(**settings), constants_for(gpu).constants())
+    return build_engine(profile_facts(profile), gpu, EngineSettings(**settings), constants_for(gpu).constants())
 
 
 def chat(rate_rps: float) -> list[Request]:

@@ -17,6 +17,7 @@ from raylane.cluster.errors import FailedError
 from raylane.cluster.hosts import Gpu
 from raylane.cluster.nvml import read_host
 from raylane.cluster.processes import end_processes_with
+from raylane.cluster.recording import TOPOLOGY_VARIABLE, recording_in_use
 from raylane.deployments.engines.process import log_tail
 from raylane.deployments.engines.trtllm.build_plan import (
     RUNNER,
@@ -32,7 +33,6 @@ from raylane.deployments.engines.trtllm.layout import RECORD, BuildRecord
 from raylane.deployments.engines.trtllm.names import version
 from raylane.deployments.engines.trtllm.programs import interpreter
 from raylane.deployments.engines.trtllm.prompts import Prompts
-from raylane.deployments.replicas.host import TOPOLOGY_VARIABLE, recording_in_use
 
 MARK = "RAYLANE_BUILD_OF"  # in the environment of every process of a build
 PROGRAM = "trtllm-build"

@@ -9,7 +9,7 @@ import pytest
 
 from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
-from raylane.deployments.simulator.build import read_model_facts
+from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.fit import EngineSettings, Fits, Limit, Refusal, fit
 from raylane.deployments.sizing.model_facts import ModelFacts, model_facts
 from raylane.deployments.sizing.weights import kv_bytes_per_token, peak_flops, weight_bytes, weights_read_bytes

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raylane.cluster.errors import UsageError
-from raylane.deployments.simulator.build import read_model_facts
+from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.config_json import ConfigJson
 from raylane.deployments.sizing.families.matrices import matrices
 from raylane.deployments.sizing.families.registry import FAMILIES

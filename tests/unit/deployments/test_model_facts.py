@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raylane.cluster.errors import UsageError
-from raylane.deployments.simulator.build import read_model_config, read_model_facts
+from raylane.deployments.sizing.checkpoint import read_model_config, read_model_facts
 from raylane.deployments.sizing.checkpoint_format import checkpoint_quantization
 from raylane.deployments.sizing.model_facts import model_facts
 from raylane.deployments.sizing.weights import weight_bytes

@@ -7,7 +7,7 @@ import pytest
 from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.deployments.config.builtin import CONFIGS
-from raylane.deployments.simulator.build import build_engine, read_model_config
+from raylane.deployments.simulator.build import build_engine
 from raylane.deployments.simulator.calibration import (
     H200_ROWS,
     MeasuredFile,
@@ -20,6 +20,7 @@ from raylane.deployments.simulator.constants import constants_for
 from raylane.deployments.simulator.loads import closed_loop
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.step_model import StepConstants, step_model
+from raylane.deployments.sizing.checkpoint import read_model_config
 from raylane.deployments.sizing.fit import EngineSettings
 from raylane.deployments.sizing.model_facts import model_facts
 from raylane.deployments.sizing.roofline import assumed_link, ceiling, decode_floor_s
