@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from raylane.cluster.errors import UsageError
+from raylane.cluster.prices import GpuPrice, one_price_at_most
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.slo import Slo
 
@@ -154,17 +155,16 @@ class ModelCost(StrictModel):
 
     gpus_per_replica: PositiveInt = 1
     replicas: PositiveInt = 1
-    price: str | None = None
-    """A key of the price book, for example h200-nebius."""
+    price: GpuPrice | None = None
+    """A key of the price book, for example h200-nebius, or dollars per GPU-hour."""
     usd_per_gpu_hour: NonNegativeFloat | None = None
-    """Instead of a key: a price of your own."""
+    """The older name of `price`, dollars alone."""
 
     @model_validator(mode="after")
     def _one_price(self) -> Self:
-        if (self.price is None) == (self.usd_per_gpu_hour is None):
-            raise ValueError(
-                f"give price or usd_per_gpu_hour, one of them (got {self.price} and {self.usd_per_gpu_hour})"
-            )
+        one_price_at_most(self.price, self.usd_per_gpu_hour)
+        if self.price is None and self.usd_per_gpu_hour is None:
+            raise ValueError("give price: a key of the price book, or dollars per GPU-hour (usd_per_gpu_hour)")
         return self
 
     @property

@@ -41,7 +41,7 @@ def read_plan(plan_file: Path, url: str | None, prices: Path | None = None) -> B
     refuse_credentials(plan.base_url, f"{plan_file}: base_url" if url is None else "--url")
     book = price_book(prices)
     for entry in plan.cost.values():
-        if entry.price is not None:
+        if isinstance(entry.price, str):
             book.get(entry.price)
     return plan
 

@@ -18,8 +18,8 @@ from raylane.benchmarks.tables import Table, summary_table
 from raylane.benchmarks.writing import WriteFailedError
 from raylane.cli.tables import table_console
 from raylane.cluster.errors import FailedError
+from raylane.cluster.prices import PriceBook, shipped_prices
 from raylane.cluster.redact import redacted_data
-from raylane.cost.prices import PriceBook, shipped_prices
 from raylane.cost.run_cost import run_costs
 
 

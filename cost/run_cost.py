@@ -2,7 +2,7 @@
 
 from raylane.benchmarks.plan import BenchmarkPlan, ModelCost
 from raylane.benchmarks.results import CaseResult, CostFigure, RunResults, StreamResult
-from raylane.cost.prices import PriceBook
+from raylane.cluster.prices import PriceBook
 from raylane.cost.tco import usd_per_1k_requests, usd_per_million_tokens
 
 
@@ -49,9 +49,10 @@ def _goodput_rps(streams: list[StreamResult]) -> float | None:
 
 
 def _price(entry: ModelCost, book: PriceBook) -> tuple[float, str]:
-    if entry.price is not None:
+    if isinstance(entry.price, str):
         price = book.get(entry.price)
         return price.usd_per_gpu_hour, f"{entry.price} ({price.label})"
-    if entry.usd_per_gpu_hour is None:
+    usd_per_gpu_hour = entry.usd_per_gpu_hour if entry.price is None else entry.price
+    if usd_per_gpu_hour is None:
         raise ValueError("a cost entry has either a price key or a price")
-    return entry.usd_per_gpu_hour, "given in the plan"
+    return usd_per_gpu_hour, "given in the plan"

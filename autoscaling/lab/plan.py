@@ -34,6 +34,7 @@ from raylane.autoscaling.traces.trace import Trace, between, clipped, named, sca
 from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
+from raylane.cluster.prices import ShippedGpuPrice, gpu_hour_usd, one_price_at_most, shipped_prices
 from raylane.cluster.recording import load_recording
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.config.deployment import ReplicaBounds
@@ -42,6 +43,7 @@ from raylane.deployments.sizing.fit import EngineSettings
 from raylane.deployments.slo import Slo
 
 TRACES_VARIABLE = "RAYLANE_TRACES"
+DEFAULT_PRICE = "aws-l40s"
 RECORDINGS = Path(__file__).parents[2] / "cluster" / "recordings"
 
 
@@ -152,7 +154,10 @@ class ReplayPlan(StrictModel):
     seeds: PositiveInt = 3
     first_seed: NonNegativeInt = 1
     hold_timeout_s: PositiveFloat = 300.0
-    usd_per_gpu_hour: PositiveFloat = Field(1.861, description="AWS g6e.xlarge, us-east-1, 2026-08-17.")
+    price: ShippedGpuPrice | None = Field(
+        None, description=f"A GPU-hour, for wasted dollars: a key of the price book or dollars; None: {DEFAULT_PRICE}."
+    )
+    usd_per_gpu_hour: PositiveFloat | None = Field(None, description="The older name of `price`, dollars alone.")
 
     @field_validator("policies", mode="before")
     @classmethod
@@ -161,6 +166,18 @@ class ReplayPlan(StrictModel):
         return (
             [{"rule": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
         )
+
+    @model_validator(mode="after")
+    def _one_price(self) -> Self:
+        one_price_at_most(self.price, self.usd_per_gpu_hour)
+        return self
+
+    @property
+    def gpu_hour_usd(self) -> float:
+        """Dollars per GPU-hour."""
+        if self.usd_per_gpu_hour is not None:
+            return self.usd_per_gpu_hour
+        return gpu_hour_usd(DEFAULT_PRICE if self.price is None else self.price, shipped_prices())
 
     @model_validator(mode="after")
     def _known_models(self) -> Self:
@@ -286,7 +303,7 @@ def make_setup(
     with naming(origin):
         check_room(hosts, [models[name].spec for name in traces])
     gpus = sum(len(host.gpus) for host in hosts)
-    return Setup(scenario, hosts, with_initial(models, cut, gpus), cut, plan.hold_timeout_s, plan.usd_per_gpu_hour)
+    return Setup(scenario, hosts, with_initial(models, cut, gpus), cut, plan.hold_timeout_s, plan.gpu_hour_usd)
 
 
 def _within_limits(trace: Trace, traffic: Traffic, model: LabModel) -> Trace:

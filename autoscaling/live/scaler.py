@@ -218,7 +218,7 @@ class Scaler:
         self, scaling: ScalingConfig, decided: Decided, targets: dict[str, int], changes: Iterable[ReplicaChange]
     ) -> None:
         changes = tuple(changes)
-        after = (self._wall_s(), scaling.idle_after_s, scaling.usd_per_gpu_hour)
+        after = (self._wall_s(), scaling.idle_after_s, scaling.gpu_hour_usd)
         idle, hosts = idle_replicas(self._watches, *after), idle_hosts(self._empty, *after)
         for change in changes:
             self._write(change.to_json())
@@ -234,7 +234,7 @@ class Scaler:
             idle_hosts=hosts,
             shadow_since=None if ledger is None else iso(ledger.since_s),
             saved_gpu_hours=None if ledger is None else ledger.saved_gpu_hours(),
-            saved_usd=None if ledger is None else ledger.saved_usd(scaling.usd_per_gpu_hour),
+            saved_usd=None if ledger is None else ledger.saved_usd(scaling.gpu_hour_usd),
         )
         self._measure(self.status, changes)
 

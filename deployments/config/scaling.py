@@ -3,10 +3,11 @@
 Config only; raylane.autoscaling acts on it, and checks `policy` and `knobs`: it has the rules.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from raylane.cluster.prices import ShippedGpuPrice, gpu_hour_usd, one_price_at_most, shipped_prices
 from raylane.cluster.strict import StrictModel
 
 SharingName = Literal["by-loss", "in-turn"]
@@ -42,12 +43,25 @@ class ScalingConfig(StrictModel):
     moves: bool = Field(
         False, description="Let a replica of several GPUs wait while a single moves out of its domain (raylane move)."
     )
-    usd_per_gpu_hour: NonNegativeFloat | None = Field(
-        None, description="Price of one GPU hour, for savings and idle replicas; None: no dollars are stated."
+    price: ShippedGpuPrice | None = Field(
+        None,
+        description="A GPU-hour, for savings and idle replicas: a key of the price book (h200-nebius) or dollars; "
+        "None: no dollars are stated.",
     )
+    usd_per_gpu_hour: NonNegativeFloat | None = Field(None, description="The older name of `price`, dollars alone.")
     idle_after_s: PositiveFloat = Field(
         86_400.0, description="A replica whose GPUs stay under 10 % for this long is named as idle, with its cost."
     )
+
+    @model_validator(mode="after")
+    def _one_price(self) -> Self:
+        one_price_at_most(self.price, self.usd_per_gpu_hour)
+        return self
+
+    @property
+    def gpu_hour_usd(self) -> float | None:
+        """Dollars per GPU-hour; None when no price is given."""
+        return self.usd_per_gpu_hour if self.price is None else gpu_hour_usd(self.price, shipped_prices())
 
 
 class CapacityConfig(StrictModel):

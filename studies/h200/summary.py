@@ -11,6 +11,7 @@ from typing import Any
 
 from raylane.benchmarks.pairs import Spread, spread
 from raylane.cluster.catalog import need_accelerator
+from raylane.cluster.prices import shipped_prices
 from raylane.deployments.sizing.checkpoint import read_model_config
 from raylane.deployments.sizing.memory import EngineSettings
 from raylane.deployments.sizing.model_facts import model_facts
@@ -18,7 +19,7 @@ from raylane.deployments.sizing.roofline import ceiling
 
 RESULTS = Path("docs/results/h200")
 GPU = "H200-SXM"
-USD_PER_GPU_HOUR = 3.50  # h200-nebius of cost/prices.yaml; the price book belongs to a package above this one
+USD_PER_GPU_HOUR = shipped_prices().get("h200-nebius").usd_per_gpu_hour
 MODELS = {"llama-8b": ("builtin:llama-3-8b-shape", 1), "llama-70b": ("builtin:llama-3-70b-shape", 2)}
 GPUS_OF_EACH = 2  # in the mixed part: two 8B replicas of one GPU, one 70B replica of two
 LOAD_OF_ONE_REPLICA = 128

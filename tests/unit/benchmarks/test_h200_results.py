@@ -10,8 +10,8 @@ import pytest
 
 from raylane.cluster.hosts import LinkLevel, Verdict
 from raylane.cluster.planner import Want, plan
+from raylane.cluster.prices import shipped_prices
 from raylane.cluster.recording import load_recording, read_recording
-from raylane.cost.prices import shipped_prices
 from studies.h200.calibrate import rows
 from studies.h200.summary import (
     MODELS,

@@ -61,7 +61,12 @@ def test_every_shipped_plan_loads_and_survives_the_round_trip(path: Path, tmp_pa
             case(duration_s=1, streams=[STREAM | {"input_tokens": {"min": 5, "max": 4}}]), "min 5", id="empty range"
         ),
         pytest.param(plan_data(cost={"other": {"price": "p"}}), "cost names other", id="cost of an unused model"),
-        pytest.param(plan_data(cost={"m": {}}), "price or usd_per_gpu_hour", id="cost without a price"),
+        pytest.param(plan_data(cost={"m": {}}), "cost.m: give price", id="cost without a price"),
+        pytest.param(
+            plan_data(cost={"m": {"price": "aws-l4", "usd_per_gpu_hour": 1}}), "one of them", id="cost with two prices"
+        ),
+        pytest.param(plan_data(cost={"m": {"price": -1}}), "cost.m.price: a price is a key", id="a price under 0"),
+        pytest.param(plan_data(cost={"m": {"price": ["a"]}}), "cost.m.price: a price is a key", id="a list of prices"),
     ],
 )
 def test_wrong_plans_say_what_is_wrong(data: dict[str, Any], message: str) -> None:

@@ -3,14 +3,11 @@ from typing import Any
 
 import pytest
 
-from raylane.benchmarks.metrics import CaseFacts, StreamPlan, Window, case_result
-from raylane.benchmarks.plan import BenchmarkPlan
-from raylane.benchmarks.records import RequestRecord
-from raylane.benchmarks.results import RunResults
+from raylane.autoscaling.lab.plan import ReplayPlan
 from raylane.cluster.errors import UsageError
-from raylane.cost.prices import Price, PriceBook, shipped_prices
-from raylane.cost.run_cost import run_costs
-from raylane.deployments.slo import Slo
+from raylane.cluster.prices import Price, PriceBook, shipped_prices
+from raylane.cluster.strict import StrictModel
+from raylane.deployments.config.scaling import ScalingConfig
 
 
 @pytest.mark.parametrize(
@@ -150,57 +147,56 @@ def test_unknown_key_lists_what_there_is() -> None:
         book.get("b")
 
 
-def plan_with(cost: dict[str, Any], slo: bool = True) -> BenchmarkPlan:
-    load = {"shape": "poisson", "rate_rps": 1}
-    base = {"model": "m", "load": load, "input_tokens": 4, "output_tokens": 50}
-    streams = [base | {"name": "short"}, base | {"name": "long"}, base | {"model": "free"}]
-    if slo:
-        streams = [stream | {"slo": {"ttft_ms": 500, "tpot_ms": 100}} for stream in streams]
-    data = {"name": "t", "cases": [{"name": "c", "duration_s": 10, "streams": streams}], "cost": cost}
-    return BenchmarkPlan.from_data(data, "test")
+REPLAY: dict[str, Any] = {
+    "name": "p",
+    "recording": "l40s-x12-six-switch-pairs",
+    "models": {
+        "m": {
+            "source": "builtin:llama-3.1-8b-shape",
+            "max_model_len": 8192,
+            "replicas": {"min": 1, "max": 3},
+            "slo": {"ttft_ms": 1000, "tpot_ms": 60},
+            "cold_start_s": 60,
+        }
+    },
+    "scenarios": {"s": {"traffic": {"m": {"trace": "t.csv"}}}},
+}
+CONFIGS = [
+    pytest.param(ScalingConfig, {}, None, id="the scaling block of a deployment"),
+    pytest.param(ReplayPlan, REPLAY, 1.861, id="a replay plan"),
+]
+"""Each with its fields beside the price, and the dollars it counts with when no price is given."""
 
 
-def results_for(*labels: str, slo: Slo | None) -> RunResults:
-    """One 50-token request of 0.2 s for each label, in a window of 10 s."""
-    records = [
-        RequestRecord("c", label, "m", 1.0, 1.0, 1.2, 4, 50, 200, None, "length", 4, 50, (1.1, 1.2)) for label in labels
-    ]
-    plans = [StreamPlan("short", "m", slo), StreamPlan("long", "m", slo), StreamPlan("free", "free", slo)]
-    facts = CaseFacts("c", Window(0.0, 10.0), complete=True, warmup_timed_out=False, client_cpu_share=None)
-    case = case_result(facts, records, plans, None, seed=1)
-    return RunResults(run_id="r", plan_name="t", started_at="now", complete=True, simulated=False, cases=(case,))
+@pytest.mark.parametrize(("config", "rest", "unpriced_usd"), CONFIGS)
+def test_price_of_a_config(config: Any, rest: dict[str, Any], unpriced_usd: float | None) -> None:
+    def usd(price: dict[str, Any]) -> float | None:
+        read = config.from_data(rest | price, "test")
+        assert config.from_data(read.model_dump(mode="json"), "again") == read
+        figure: float | None = read.gpu_hour_usd
+        return figure
+
+    assert usd({"price": "h200-nebius"}) == 3.5
+    assert usd({"price": 2}) == 2.0
+    assert usd({"usd_per_gpu_hour": 0.7}) == 0.7
+    assert usd({}) == unpriced_usd
 
 
-SLO = Slo(ttft_ms=500, tpot_ms=100)
-
-
-def test_cost_of_a_run_by_hand() -> None:
-    plan = plan_with({"m": {"gpus_per_replica": 2, "replicas": 3, "price": "h200-nebius"}})
-    (row,) = run_costs(plan, results_for("short", "long", slo=SLO), shipped_prices())
-    # 6 GPUs x 3.50 $; 100 tokens in 10 s are 36,000 an hour; 2 good requests in 10 s are 720 an hour.
-    assert (row.case, row.model, row.gpus, row.usd_per_hour) == ("c", "m", 6, 21.0)
-    assert row.usd_per_million_output_tokens == pytest.approx(21.0 / 0.036)
-    assert row.usd_per_1k_good_requests == pytest.approx(21.0 / 0.72)
-    assert row.price_source == "h200-nebius (Nebius, undated, unverified)"
-
-
-def test_price_given_in_the_plan() -> None:
-    (row,) = run_costs(plan_with({"m": {"usd_per_gpu_hour": 1.5}}), results_for("short", slo=SLO), shipped_prices())
-    assert (row.usd_per_hour, row.price_source) == (1.5, "given in the plan")
-
-
-def test_nothing_served_has_no_cost_per_token() -> None:
-    (row,) = run_costs(plan_with({"m": {"usd_per_gpu_hour": 1.5}}), results_for(slo=SLO), shipped_prices())
-    assert (row.usd_per_million_output_tokens, row.usd_per_1k_good_requests) == (None, None)
-
-
-def test_without_slo_no_request_can_be_called_good() -> None:
-    plan = plan_with({"m": {"usd_per_gpu_hour": 1.5}}, slo=False)
-    (row,) = run_costs(plan, results_for("short", slo=None), shipped_prices())
-    assert row.usd_per_million_output_tokens is not None
-    assert row.usd_per_1k_good_requests is None
-
-
-def test_unknown_price_of_a_plan() -> None:
-    with pytest.raises(UsageError, match="price nowhere"):
-        run_costs(plan_with({"m": {"price": "nowhere"}}), results_for("short", slo=SLO), shipped_prices())
+@pytest.mark.parametrize(("config", "rest", "_usd"), CONFIGS)
+@pytest.mark.parametrize(
+    ("price", "told"),
+    [
+        pytest.param({"price": "h201"}, r"price: is not in the price book; it has .*h200-nebius.* \(got 'h2", id="key"),
+        pytest.param({"price": -1}, "price: a price is a key .*got -1", id="negative"),
+        pytest.param({"price": float("inf")}, "price: a price is a key .*got inf", id="infinite"),
+        pytest.param({"price": True}, "price: a price is a key .*got True", id="true"),
+        pytest.param({"price": {}}, "price: a price is a key", id="a mapping"),
+        pytest.param({"price": 1, "usd_per_gpu_hour": 1}, "give price or usd_per_gpu_hour, one", id="both"),
+    ],
+)
+def test_wrong_price_of_a_config(
+    config: type[StrictModel], rest: dict[str, Any], _usd: float | None, price: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told) as caught:
+        config.from_data(rest | price, "f.yaml")
+    assert len(str(caught.value).splitlines()) == 1
