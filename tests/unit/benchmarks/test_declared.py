@@ -17,14 +17,17 @@ from raylane.benchmarks.report import csv_report, html_report, markdown_report
 OLD_RESULTS = Path(__file__).parents[2] / "fixtures" / "benchmarks" / "results-format-1.json"
 
 MADE_UP = """
-import sys
+import importlib, sys
 from pathlib import Path
-from raylane.benchmarks import declared
+from raylane import benchmarks
+from raylane.benchmarks import charts, declared, metrics, report, run_folder, tables
 sys.path.insert(0, sys.argv[2])
 chunks = declared.RequestMetric("chunks", "made-up", "pieces", lambda r: float(len(r.content_times_s)), charted=True)
 cut = declared.StreamMetric("cut", "made-up cut", "requests", lambda parts: 7.0, since_format=2)
 declared.REQUEST_METRICS += (chunks,)
 declared.STREAM_METRICS += (cut,)
+for module in (metrics, run_folder, tables, charts, report, benchmarks):
+    importlib.reload(module)
 from test_run_folder import write_run
 from raylane.benchmarks import load_run
 from raylane.benchmarks.report import write_report
