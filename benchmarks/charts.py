@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterator
-from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -10,23 +9,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from raylane.benchmarks.declared import REQUEST_METRICS
 from raylane.benchmarks.results import CaseResult
 from raylane.benchmarks.run_folder import Run
 
-LatencyColumn = Literal["ttft_ms", "tpot_ms", "e2e_ms"]
-_TITLES = {"ttft_ms": "Time to first token", "tpot_ms": "Time per output token", "e2e_ms": "Whole request"}
+CHARTED = tuple(metric for metric in REQUEST_METRICS if metric.charted)
+"""Metrics with a chart in the report."""
 _SIZE_INCHES = (6.4, 3.2)
 _SIMULATED = "SIMULATED "
 
 
-def latency_figure(run: Run, case: str, column: LatencyColumn) -> Figure:
-    """Share of requests (due in the window, completed) that took at most so many milliseconds, one line a stream."""
-    figure, axes = _figure(run, f"{_TITLES[column]}, {case}")
+def latency_figure(run: Run, case: str, column: str) -> Figure:
+    """Share of requests (due in the window, completed) with at most so much of a metric, one line a stream."""
+    metric = next(metric for metric in REQUEST_METRICS if metric.name == column)
+    figure, axes = _figure(run, f"{metric.title or metric.heading}, {case}")
     for label, frame in _streams(_measured(run, case)):
         values = np.sort(frame[column].dropna().to_numpy(dtype=float))
         if values.size:
             axes.step(values, np.arange(1, values.size + 1) / values.size, where="post", label=label)
-    axes.set(xlabel="ms", ylabel="share of requests", ylim=(0, 1.02))
+    axes.set(xlabel=metric.unit, ylabel="share of requests", ylim=(0, 1.02))
     axes.set_xlim(left=0)
     _legend(axes)
     return figure

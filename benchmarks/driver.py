@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from raylane.benchmarks.client import Clock, LoadClient
+from raylane.benchmarks.declared import Window, output_tokens_of
 from raylane.benchmarks.energy import window_energy
 from raylane.benchmarks.environment import describe_environment
 from raylane.benchmarks.gpu_sampler import GpuSample, GpuSampler
 from raylane.benchmarks.load import CaseLoad, CaseTimes, Phase
-from raylane.benchmarks.metrics import CaseFacts, StreamPlan, Window, case_result, output_tokens_of
+from raylane.benchmarks.metrics import CaseFacts, StreamPlan, case_result
 from raylane.benchmarks.plan import BenchmarkPlan, Case, Stream, refuse_credentials
 from raylane.benchmarks.prompts import planned_requests
 from raylane.benchmarks.records import RawReply, RequestRecord, read_reply

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raylane.benchmarks.declared import Window
 from raylane.benchmarks.gpu_sampler import GpuSample
-from raylane.benchmarks.metrics import Window
 from raylane.benchmarks.results import Energy
 
 MAX_GAP_S = 3.0

@@ -7,36 +7,28 @@ goodput) count what came back inside the window, whenever it was sent, so neithe
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import nan
+from typing import Any
 
 import numpy as np
 
-from raylane.benchmarks.doubts import BURST_TOKENS, SHORT_SHARE, case_doubts, stream_doubts, stream_notes
+from raylane.benchmarks.declared import (
+    REQUEST_METRICS,
+    STREAM_METRICS,
+    StreamRecords,
+    Window,
+    in_one_piece,
+    tokens_per_arrival,
+    tpot_ms,
+    ttft_ms,
+)
+from raylane.benchmarks.doubts import SHORT_SHARE, case_doubts, stream_doubts, stream_notes
 from raylane.benchmarks.records import RequestRecord
-from raylane.benchmarks.results import Attainment, CaseResult, Energy, StreamResult, Summary
-from raylane.benchmarks.stats import summarize, wilson_interval
+from raylane.benchmarks.results import Attainment, CaseResult, Energy, StreamResult
+from raylane.benchmarks.stats import wilson_interval
 from raylane.deployments.slo import Slo, judge
 
 _ERRORS_SHOWN = 10
-_PIECES_WITHIN_SHARE = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The measured part of a case: [start_s, end_s) on the run's clock."""
-
-    start_s: float
-    end_s: float
-
-    @property
-    def length_s(self) -> float:
-        """Seconds."""
-        return self.end_s - self.start_s
-
-    def holds(self, t_s: float | None) -> bool:
-        """Whether a moment lies inside; no moment lies nowhere."""
-        return t_s is not None and self.start_s <= t_s < self.end_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,62 +52,6 @@ class CaseFacts:
     client_cpu_share: float | None
 
 
-def ttft_ms(record: RequestRecord) -> float | None:
-    """First content - send; None without content."""
-    return None if record.t_first_s is None else (record.t_first_s - record.t_send_s) * 1e3
-
-
-def ttft_from_schedule_ms(record: RequestRecord) -> float | None:
-    """First content - schedule: includes what the client itself delayed."""
-    return None if record.t_first_s is None else (record.t_first_s - record.t_sched_s) * 1e3
-
-
-def e2e_ms(record: RequestRecord) -> float | None:
-    """Last content - send."""
-    return None if record.t_last_s is None else (record.t_last_s - record.t_send_s) * 1e3
-
-
-def tokens_per_arrival(record: RequestRecord) -> float | None:
-    """Output tokens / moments at which content came: about 1 when each token is streamed as it is made."""
-    if record.completion_tokens is None or not record.content_times_s:
-        return None
-    return record.completion_tokens / len(set(record.content_times_s))
-
-
-def in_one_piece(record: RequestRecord) -> bool:
-    """Whether several tokens came at one moment, or in large pieces that followed each other at once.
-
-    The network may cut what a proxy had held back: then the pieces lie within 1 % of the time that the reply took.
-    """
-    each, first_s, last_s = tokens_per_arrival(record), record.t_first_s, record.t_last_s
-    if record.completion_tokens is None or record.completion_tokens < 2 or first_s is None or last_s is None:
-        return False
-    at_once = last_s - first_s < _PIECES_WITHIN_SHARE * (last_s - record.t_send_s)
-    return first_s == last_s or (each is not None and each >= BURST_TOKENS and at_once)
-
-
-def tpot_ms(record: RequestRecord) -> float | None:
-    """(last - first content) / (output tokens - 1); None for one token, without usage, or for a reply in one piece."""
-    tokens = record.completion_tokens
-    if tokens is None or tokens < 2 or record.t_first_s is None or record.t_last_s is None or in_one_piece(record):
-        return None
-    return (record.t_last_s - record.t_first_s) * 1e3 / (tokens - 1)
-
-
-def dispatch_lag_ms(record: RequestRecord) -> float:
-    """Send - schedule."""
-    return (record.t_send_s - record.t_sched_s) * 1e3
-
-
-def gaps_ms(record: RequestRecord) -> list[float]:
-    """Times between one arrival of content and the next; none for a reply in one piece.
-
-    Events that were read at one moment are one arrival: nobody knows what lies between them, and it is not 0.
-    """
-    times = () if in_one_piece(record) else dict.fromkeys(record.content_times_s)
-    return [(later - earlier) * 1e3 for earlier, later in pairwise(times)]
-
-
 def is_good(record: RequestRecord, slo: Slo) -> bool:
     """Completed, TTFT <= ttft_ms + ttft_ms_per_input_token x input tokens, TPOT <= tpot_ms.
 
@@ -137,24 +73,6 @@ def attainment(records: Sequence[RequestRecord], slo: Slo) -> Attainment:
     return Attainment(slo=slo, attempted=len(records), good=good, share=share, low=low, high=high)
 
 
-def output_tokens_in(record: RequestRecord, window: Window) -> float | None:
-    """Output tokens of a completed request that came inside the window: its tokens spread evenly over its chunks.
-
-    None when content came inside and the endpoint did not count it.
-    """
-    inside = sum(window.holds(t_s) for t_s in record.content_times_s) if record.completed else 0
-    if inside == 0:
-        return 0.0
-    return None if record.completion_tokens is None else record.completion_tokens * inside / len(record.content_times_s)
-
-
-def output_tokens_of(records: Iterable[RequestRecord], window: Window) -> float | None:
-    """Output tokens that came inside the window; None when content came and none of it was counted."""
-    found = [output_tokens_in(record, window) for record in records]
-    counted = [tokens for tokens in found if tokens is not None]
-    return None if None in found and not any(counted) else sum(counted)
-
-
 def is_short(record: RequestRecord) -> bool:
     """Whether an answer has less than 90 % of the tokens that were asked for."""
     return record.completion_tokens is not None and record.completion_tokens < SHORT_SHARE * record.asked_output_tokens
@@ -162,32 +80,25 @@ def is_short(record: RequestRecord) -> bool:
 
 def stream_result(records: Sequence[RequestRecord], plan: StreamPlan, window: Window, seed: int) -> StreamResult:
     """All figures of one stream. `records` are the stream's own, warm-up and drain included."""
-    due = [record for record in records if window.holds(record.t_sched_s)]
-    done = [record for record in due if record.completed]
-    came = [record for record in records if record.completed and window.holds(record.t_last_s)]
-    prefilled = [record for record in records if record.completed and window.holds(record.t_first_s)]
-    slo, tokens = plan.slo, output_tokens_of(records, window)
+    slo = plan.slo
+    parts = StreamRecords.of(records, window, None if slo is None else lambda record: is_good(record, slo))
+    due, done = parts.due, parts.done
     per_arrival = [each for record in done if (each := tokens_per_arrival(record)) is not None]
+    figures: dict[str, Any] = {metric.name: metric.summary(parts, seed) for metric in REQUEST_METRICS}
+    figures |= {metric.name: metric.formula(parts) for metric in STREAM_METRICS}
+    own = StreamResult.model_fields.keys()
     return StreamResult(
         stream=plan.label,
         model=plan.model,
         attempted=len(due),
         completed=len(done),
         errors=_errors(due),
-        ttft_ms=_summary(map(ttft_ms, done), seed),
-        ttft_from_schedule_ms=_summary(map(ttft_from_schedule_ms, done), seed),
-        tpot_ms=_summary(map(tpot_ms, done), seed),
-        itl_ms=summarize([gap for record in done for gap in gaps_ms(record)], seed, intervals=False),
-        e2e_ms=_summary(map(e2e_ms, done), seed),
-        dispatch_lag_ms=_summary(map(dispatch_lag_ms, due), seed),
-        requests_per_s=len(came) / window.length_s,
-        output_tokens_per_s=None if tokens is None else tokens / window.length_s,
-        input_tokens_per_s=sum(record.input_tokens for record in prefilled) / window.length_s,
-        goodput_rps=None if slo is None else sum(is_good(record, slo) for record in came) / window.length_s,
         attainment=None if slo is None else attainment(due, slo),
         in_one_piece=sum(map(in_one_piece, done)),
         short=sum(map(is_short, done)) if plan.ignore_eos else 0,
         tokens_per_arrival=float(np.median(per_arrival)) if per_arrival else None,
+        further={name: value for name, value in figures.items() if name not in own},
+        **{name: value for name, value in figures.items() if name in own},
     )
 
 
@@ -221,7 +132,3 @@ def case_result(
 
 def _errors(records: Iterable[RequestRecord]) -> dict[str, int]:
     return dict(Counter(record.error for record in records if record.error is not None).most_common(_ERRORS_SHOWN))
-
-
-def _summary(values: Iterable[float | None], seed: int) -> Summary | None:
-    return summarize(np.array([value for value in values if value is not None]), seed)

@@ -9,7 +9,8 @@ from typing import Any
 
 import jinja2
 
-from raylane.benchmarks.charts import latency_figure, svg, throughput_figure
+from raylane.benchmarks.charts import CHARTED, latency_figure, svg, throughput_figure
+from raylane.benchmarks.declared import REQUEST_METRICS, STREAM_METRICS
 from raylane.benchmarks.results import CaseResult, CostFigure, StreamResult
 from raylane.benchmarks.run_folder import Run
 from raylane.benchmarks.tables import Table, case_tables, figure
@@ -76,8 +77,7 @@ def csv_report(run: Run, costs: Sequence[CostFigure] = ()) -> str:
 
 def _charts(run: Run, case: str) -> tuple[str, ...]:
     figures = {
-        "ttft": latency_figure(run, case, "ttft_ms"),
-        "tpot": latency_figure(run, case, "tpot_ms"),
+        **{metric.name.removesuffix("_ms"): latency_figure(run, case, metric.name) for metric in CHARTED},
         "throughput": throughput_figure(run, case),
     }
     return tuple(svg(figure, f"{case}-{name}") for name, figure in figures.items())
@@ -100,16 +100,13 @@ def _csv_row(run: Run, case: CaseResult, stream: StreamResult, costs: Sequence[C
         "in_one_piece": stream.in_one_piece,
         "short": stream.short,
     }
-    for name in ("ttft_ms", "ttft_from_schedule_ms", "tpot_ms", "itl_ms", "e2e_ms", "dispatch_lag_ms"):
-        summary = getattr(stream, name)
+    for metric in REQUEST_METRICS:
+        summary = metric.read(stream)
         for mark in ("p50", "p90", "p95", "p99"):
             estimate = None if summary is None else getattr(summary, mark)
-            row[f"{name}_{mark}"] = None if estimate is None else estimate.value
+            row[f"{metric.name}_{mark}"] = None if estimate is None else estimate.value
     return row | {
-        "requests_per_s": stream.requests_per_s,
-        "output_tokens_per_s": stream.output_tokens_per_s,
-        "input_tokens_per_s": stream.input_tokens_per_s,
-        "goodput_rps": stream.goodput_rps,
+        **{metric.name: metric.read(stream) for metric in STREAM_METRICS},
         "attainment": None if met is None else met.share,
         "attainment_low": None if met is None else met.low,
         "attainment_high": None if met is None else met.high,

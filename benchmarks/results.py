@@ -1,6 +1,8 @@
 """The types of results.json: what a run came to. Every figure names its unit; None means not measured or too few."""
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.slo import Slo
@@ -71,6 +73,20 @@ class StreamResult(StrictModel):
     """Completed replies with less than 90 % of the tokens asked for; counted when ignore_eos was sent."""
     tokens_per_arrival: float | None = None
     """Output tokens per moment at which content came, median of the replies; about 1 when each token is streamed."""
+    further: dict[str, Summary | float | None] = Field(default_factory=dict)
+    """Metrics that the first format did not have, by name (raylane.benchmarks.declared)."""
+
+    def figure(self, name: str) -> Summary | float | None:
+        """A metric by its name; None where the run does not have it."""
+        own = name in type(self).model_fields
+        value: Summary | float | None = getattr(self, name) if own else self.further.get(name)
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_nothing_further(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As the first format has it where there is nothing else."""
+        data: dict[str, Any] = handler(self)
+        return data if self.further else {name: value for name, value in data.items() if name != "further"}
 
 
 class Energy(StrictModel):

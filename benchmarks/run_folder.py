@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from raylane.benchmarks import metrics
+from raylane.benchmarks.declared import REQUEST_METRICS, Window
 from raylane.benchmarks.gpu_sampler import GpuSample
 from raylane.benchmarks.plan import BenchmarkPlan
 from raylane.benchmarks.records import RequestRecord
@@ -223,25 +224,22 @@ def read_gpu_samples(frame: pd.DataFrame) -> list[GpuSample]:
 def requests_frame(records: Sequence[RequestRecord], plan: BenchmarkPlan, summary: RunResults) -> pd.DataFrame:
     """One row a request with its derived figures."""
     slos = {(case.name, stream.label): stream.slo for case in plan.cases for stream in case.streams}
-    windows = {
-        case.case: metrics.Window(case.window_start_s, case.window_start_s + case.window_s) for case in summary.cases
-    }
+    windows = {case.case: Window(case.window_start_s, case.window_start_s + case.window_s) for case in summary.cases}
     rows = [
         _request_row(record, slos.get((record.case, record.stream)), windows.get(record.case)) for record in records
     ]
     frame = pd.DataFrame(rows, columns=[*REQUEST_SCHEMA.names[:-1], *_DERIVED])
     counts = {"http_status": "Int64", "prompt_tokens": "Int64", "completion_tokens": "Int64", "good": "boolean"}
-    seconds = dict.fromkeys((name for name in frame.columns if name.endswith(("_s", "_ms"))), "float64")
+    times = (name for name in frame.columns if name.endswith("_s"))
+    seconds = dict.fromkeys((*times, *(metric.name for metric in _BY_REQUEST)), "float64")
     return frame.astype(counts | seconds | {"completed": "bool", "in_window": "bool"})
 
 
-_DERIVED = (
-    *("t_first_s", "t_last_s", "completed", "in_window", "good"),
-    *("ttft_ms", "ttft_from_schedule_ms", "tpot_ms", "e2e_ms", "dispatch_lag_ms"),
-)
+_BY_REQUEST = tuple(metric for metric in REQUEST_METRICS if not metric.many)
+_DERIVED = ("t_first_s", "t_last_s", "completed", "in_window", "good", *(metric.name for metric in _BY_REQUEST))
 
 
-def _request_row(record: RequestRecord, slo: Slo | None, window: metrics.Window | None) -> dict[str, Any]:
+def _request_row(record: RequestRecord, slo: Slo | None, window: Window | None) -> dict[str, Any]:
     row: dict[str, Any] = {name: getattr(record, name) for name in REQUEST_SCHEMA.names[:-1]}
     return row | {
         "t_first_s": record.t_first_s,
@@ -249,11 +247,7 @@ def _request_row(record: RequestRecord, slo: Slo | None, window: metrics.Window 
         "completed": record.completed,
         "in_window": window is not None and window.holds(record.t_sched_s),
         "good": None if slo is None else metrics.is_good(record, slo),
-        "ttft_ms": metrics.ttft_ms(record),
-        "ttft_from_schedule_ms": metrics.ttft_from_schedule_ms(record),
-        "tpot_ms": metrics.tpot_ms(record),
-        "e2e_ms": metrics.e2e_ms(record),
-        "dispatch_lag_ms": metrics.dispatch_lag_ms(record),
+        **{metric.name: metric.formula(record) for metric in _BY_REQUEST},
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raylane.benchmarks.declared import REQUEST_METRICS, STREAM_METRICS, RequestMetric
 from raylane.benchmarks.results import CaseResult, CostFigure, Estimate, RunResults, StreamResult, Summary
 
 BLANK = "–"
@@ -66,27 +67,24 @@ def _p50_p95(summary: Summary | None) -> str:
 SUMMARY_HEADS = ("case", "model", "done", "TTFT ms\np50/p95", "TPOT ms\np50/p95", "tok/s", "in SLO", "$/M tok")
 LATENCY_HEADS = ("stream", "quantity", "p50", "p90", "p95", "p99", "mean", "samples")
 RATE_HEADS = (
-    *("stream", "completed", "requests/s", "output tok/s", "input tok/s", "goodput req/s"),
+    *("stream", "completed", *(metric.heading for metric in STREAM_METRICS)),
     *("attainment", "95 % interval", "target"),
 )
 COST_HEADS = ("model", "GPUs", "$/GPU-h", "$/h", "$ per million output tokens", "$ per 1k good requests", "price")
 ENERGY_HEADS = ("GPUs", "energy J", "mean power W", "J per output token", "valid")
-_QUANTITIES = {
-    "TTFT": "ttft_ms",
-    "TTFT from schedule": "ttft_from_schedule_ms",
-    "TPOT": "tpot_ms",
-    "ITL": "itl_ms",
-    "E2E": "e2e_ms",
-    "dispatch lag": "dispatch_lag_ms",
-}
 
 
 def _latency_rows(case: CaseResult) -> Rows:
     return tuple(
-        _latency_row(stream.stream, name, getattr(stream, attribute))
+        _latency_row(stream.stream, _heading(metric), metric.read(stream))
         for stream in case.streams
-        for name, attribute in _QUANTITIES.items()
+        for metric in REQUEST_METRICS
     )
+
+
+def _heading(metric: RequestMetric) -> str:
+    """With its unit where it is not that of the table."""
+    return metric.heading if metric.unit == "ms" else f"{metric.heading} {metric.unit}"
 
 
 def _latency_row(stream: str, name: str, summary: Summary | None) -> tuple[str, ...]:
@@ -101,10 +99,7 @@ def _rate_row(stream: StreamResult) -> tuple[str, ...]:
     return (
         stream.stream,
         f"{stream.completed} of {stream.attempted}",
-        figure(stream.requests_per_s),
-        figure(stream.output_tokens_per_s),
-        figure(stream.input_tokens_per_s),
-        figure(stream.goodput_rps),
+        *(figure(metric.read(stream)) for metric in STREAM_METRICS),
         BLANK if met is None or met.share is None else f"{met.share:.1%}",
         BLANK if met is None or met.share is None else f"{met.low:.1%} to {met.high:.1%}",
         BLANK if met is None else f"{met.slo.attainment:.1%}",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from raylane.benchmarks.declared import Window
 from raylane.benchmarks.energy import window_energy
 from raylane.benchmarks.gpu_sampler import GpuSample, GpuSampler
-from raylane.benchmarks.metrics import Window
 from raylane.cluster.gpu_readings import GpuReading, RecordedReader, recorded_line
 
 WINDOW = Window(10.0, 14.0)

@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
-from raylane.benchmarks import metrics
-from raylane.benchmarks.metrics import CaseFacts, StreamPlan, Window, case_result
+from raylane.benchmarks import declared, metrics
+from raylane.benchmarks.declared import Window
+from raylane.benchmarks.metrics import CaseFacts, StreamPlan, case_result
 from raylane.benchmarks.records import RequestRecord
 from raylane.benchmarks.results import CaseResult
 from raylane.deployments.slo import Slo
@@ -46,11 +47,11 @@ def moved(by_s: float, record: RequestRecord = RECORD) -> RequestRecord:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        pytest.param(metrics.ttft_ms(RECORD), 100.0, id="TTFT counts from the send"),
-        pytest.param(metrics.ttft_from_schedule_ms(RECORD), 110.0, id="TTFT from the schedule counts the lag too"),
-        pytest.param(metrics.tpot_ms(RECORD), 50.0, id="TPOT is 200 ms over 4 further tokens"),
-        pytest.param(metrics.e2e_ms(RECORD), 300.0, id="E2E ends with the last content"),
-        pytest.param(metrics.dispatch_lag_ms(RECORD), 10.0, id="dispatch lag"),
+        pytest.param(declared.ttft_ms(RECORD), 100.0, id="TTFT counts from the send"),
+        pytest.param(declared.ttft_from_schedule_ms(RECORD), 110.0, id="TTFT from the schedule counts the lag too"),
+        pytest.param(declared.tpot_ms(RECORD), 50.0, id="TPOT is 200 ms over 4 further tokens"),
+        pytest.param(declared.e2e_ms(RECORD), 300.0, id="E2E ends with the last content"),
+        pytest.param(declared.dispatch_lag_ms(RECORD), 10.0, id="dispatch lag"),
     ],
 )
 def test_one_request_by_hand(value: float | None, expected: float) -> None:
@@ -58,12 +59,12 @@ def test_one_request_by_hand(value: float | None, expected: float) -> None:
 
 
 def test_gaps_between_chunks() -> None:
-    assert metrics.gaps_ms(RECORD) == pytest.approx([50.0, 150.0])
+    assert declared.gaps_ms(RECORD) == pytest.approx([50.0, 150.0])
 
 
 def test_absent_figures_are_none() -> None:
-    assert (metrics.ttft_ms(FAILED), metrics.tpot_ms(FAILED), metrics.e2e_ms(FAILED)) == (None, None, None)
-    assert metrics.tpot_ms(replace(RECORD, completion_tokens=1, content_times_s=(10.11,))) is None
+    assert (declared.ttft_ms(FAILED), declared.tpot_ms(FAILED), declared.e2e_ms(FAILED)) == (None, None, None)
+    assert declared.tpot_ms(replace(RECORD, completion_tokens=1, content_times_s=(10.11,))) is None
 
 
 @pytest.mark.parametrize(
@@ -82,10 +83,10 @@ def test_absent_figures_are_none() -> None:
 )
 def test_replies_in_one_piece(tokens: int | None, times_s: list[float], expected: bool) -> None:
     record = replace(RECORD, completion_tokens=tokens, content_times_s=tuple(times_s))
-    assert metrics.in_one_piece(record) is expected
-    assert (metrics.tpot_ms(record) is None) is (expected or tokens in (None, 1))
-    assert len(metrics.gaps_ms(record)) == (0 if expected else len(set(times_s)) - 1)
-    assert 0.0 not in metrics.gaps_ms(record)
+    assert declared.in_one_piece(record) is expected
+    assert (declared.tpot_ms(record) is None) is (expected or tokens in (None, 1))
+    assert len(declared.gaps_ms(record)) == (0 if expected else len(set(times_s)) - 1)
+    assert 0.0 not in declared.gaps_ms(record)
 
 
 def test_a_few_replies_in_one_piece_are_a_note() -> None:

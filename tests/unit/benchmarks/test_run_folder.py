@@ -12,7 +12,8 @@ import pytest
 from stub_endpoint import DONE, content_event, usage_event
 
 from raylane.benchmarks import Run, load_run
-from raylane.benchmarks.metrics import CaseFacts, StreamPlan, Window, case_result
+from raylane.benchmarks.declared import Window
+from raylane.benchmarks.metrics import CaseFacts, StreamPlan, case_result
 from raylane.benchmarks.plan import BenchmarkPlan
 from raylane.benchmarks.records import RawReply, RequestRecord, read_reply
 from raylane.benchmarks.report import write_report

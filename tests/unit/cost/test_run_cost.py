@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from raylane.benchmarks.metrics import CaseFacts, StreamPlan, Window, case_result
+from raylane.benchmarks.declared import Window
+from raylane.benchmarks.metrics import CaseFacts, StreamPlan, case_result
 from raylane.benchmarks.plan import BenchmarkPlan
 from raylane.benchmarks.records import RequestRecord
 from raylane.benchmarks.results import RunResults
