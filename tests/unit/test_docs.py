@@ -98,7 +98,9 @@ def defined(file: Path) -> set[str]:
 def test_the_words_of_the_glossary_are_where_it_says() -> None:
     wrong = []
     everywhere = {name for module in modules() for name in defined(ROOT / f"{module}.py")}
-    for row in re.findall(r"^\| .* \| .* \| (.*) \|$", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE):
+    for row in re.findall(
+        r"^\| .* \| .* \| (.*) \|$", (ROOT / "docs" / "glossary.md").read_text("utf-8"), re.MULTILINE
+    ):
         for clause in row.split("; "):
             quoted = re.findall(r"`([^`]+)`", clause)
             files = [ROOT / name for name in quoted if "/" in name]
