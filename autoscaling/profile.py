@@ -14,8 +14,8 @@ wait.
 
 from dataclasses import dataclass, replace
 
-from raylane.deployments.config.deployment import Slo
 from raylane.deployments.simulator.replica import EngineModel
+from raylane.deployments.slo import Slo
 
 PROMPT_SHARE = 0.6  # above it first tokens queue behind other prompts
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from raylane.autoscaling.profile import CapacityProfile
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import nan
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from raylane.benchmarks.doubts import BURST_TOKENS, SHORT_SHARE, case_doubts, st
 from raylane.benchmarks.records import RequestRecord
 from raylane.benchmarks.results import Attainment, CaseResult, Energy, StreamResult, Summary
 from raylane.benchmarks.stats import summarize, wilson_interval
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo, judge
 
 _ERRORS_SHOWN = 10
 _PIECES_WITHIN_SHARE = 0.01
@@ -122,10 +123,10 @@ def is_good(record: RequestRecord, slo: Slo) -> bool:
     in one piece) cannot be shown to be good, so it is not.
     """
     first_ms, each_ms, tokens = ttft_ms(record), tpot_ms(record), record.completion_tokens
-    if not record.completed or first_ms is None or tokens is None:
-        return False
-    in_time = first_ms <= slo.ttft_ms + slo.ttft_ms_per_input_token * record.input_tokens
-    return in_time and (tokens == 1 if each_ms is None else each_ms <= slo.tpot_ms)
+    if tokens == 1:
+        each_ms = 0.0
+    first_s, each_s = (nan if ms is None or tokens is None else ms / 1e3 for ms in (first_ms, each_ms))
+    return judge(slo.limits(), record.completed, first_s, each_s, record.input_tokens).good
 
 
 def attainment(records: Sequence[RequestRecord], slo: Slo) -> Attainment:

@@ -15,7 +15,7 @@ from pydantic import (
 
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo
 
 WARMUP_REQUESTS_PER_SLOT = 2
 OPEN_LOOP_WARMUP_S = 5.0

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from raylane.cluster.strict import StrictModel
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo
 
 
 class Estimate(StrictModel):

@@ -35,7 +35,7 @@ from raylane.cluster.errors import UsageError
 from raylane.cluster.gpu_readings import GpuReading
 from raylane.cluster.redact import redacted_data
 from raylane.cluster.strict import explain
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo
 
 REQUEST_SCHEMA = pa.schema(
     [

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raylane.deployments.slo import SUCCESSES
+
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _ERROR_TEXT_CHARS = 300
 _EDGE_BYTES = 1024
 _DONE = b"[DONE]"
-SUCCESSES = frozenset({"stop", "length", "tool_calls", "function_call"})
-"""Finish reasons of a whole answer. content_filter is none of them: a part of the answer was held back."""
 _SUCCESSES = frozenset(finish.encode() for finish in SUCCESSES)
 _CONTENT_KEYS = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
 _FINISH = re.compile(rb'"finish_reason": ?"([^"]*)"')

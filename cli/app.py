@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from raylane.cli.commands import COMMANDS
-from raylane.cli.interrupts import Interruptions
+from raylane.cli.interrupts import Interruptions, leave
 from raylane.cli.output import prepare_output
 from raylane.cluster.errors import RaylaneError
 
@@ -65,31 +65,39 @@ def run(app: typer.Typer) -> NoReturn:
     """Run the command and end the process. Exit status 0: done, 1: failed, 2: wrong input, 130: interrupted."""
     prepare_output()
     with Interruptions() as interruptions:
-        try:
-            status = app(standalone_mode=False)
-            sys.stdout.flush()
-            sys.exit(status)
-        except RaylaneError as error:
-            complain(str(error))
-            sys.exit(error.exit_code)
-        except (KeyboardInterrupt, typer.Abort):
-            sys.exit(INTERRUPTED)
-        except CLICK_ERROR as error:  # a wrong option or argument
-            from raylane.cluster.redact import redacted
+        status = status_of(app, interruptions)
+    leave(status, interruptions.seen)
 
-            error.message = redacted(error.message)
-            error.show()
-            sys.exit(error.exit_code)
-        except BrokenPipeError:  # whoever read the output has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        except OSError as error:  # a disk that is full, a folder that is gone: nothing a traceback would explain
-            complain(str(error))
-            sys.exit(1)
-        except Exception:
-            if interruptions.seen:  # an import or a library made something else of the interrupt
-                sys.exit(INTERRUPTED)
+
+def status_of(app: typer.Typer, interruptions: Interruptions) -> int:
+    """Run the command; its exit status, after its error was printed."""
+    try:
+        status = app(standalone_mode=False)
+        sys.stdout.flush()
+        return int(status or 0)
+    except RaylaneError as error:
+        complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except CLICK_ERROR as error:  # a wrong option or argument
+        from raylane.cluster.redact import redacted
+
+        error.message = redacted(error.message)
+        error.show()
+        return int(error.exit_code)
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a disk that is full, a folder that is gone: nothing a traceback would explain
+        complain(str(error))
+        return 1
+    except Exception:
+        if interruptions.seen is None:
             raise
+        return INTERRUPTED  # an import or a library made something else of the interrupt
 
 
 def complain(message: str) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from raylane.cli.interrupts import ends_at_once
 from raylane.cluster.errors import FailedError, UsageError
+from raylane.cluster.interrupts import ends_at_once
 from raylane.cluster.local_ray import LOOPBACK, local_ray, use_a_token
 from raylane.cluster.ray_driver import environment, import_ray
 

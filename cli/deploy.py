@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from raylane.cli.interrupts import ends_at_once
+from raylane.cluster.interrupts import ends_at_once
 
 if TYPE_CHECKING:
     from raylane.deployments.rollout.applications import Change

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from raylane.cli.interrupts import ends_at_once
 from raylane.cluster.errors import FailedError, UsageError
+from raylane.cluster.interrupts import ends_at_once
 from raylane.cluster.launcher import deploy_there, forget, hosts_alive, read_launcher_config, stop_hosts
 from raylane.cluster.leases import runtime_folder
-from raylane.cluster.node import NodeState, expect_token, follow, head_ip_of, read_state
+from raylane.cluster.node import NodeState, check_ray_folder, expect_token, follow, head_ip_of, read_state
 from raylane.cluster.node import down as stop_node
 from raylane.cluster.node import up as start_node
 from raylane.cluster.proxies import without_proxy
@@ -88,6 +88,7 @@ def up(
         cpus=cpus,
         temp_dir=temp_dir,
     )
+    check_ray_folder(request)
     folder = runtime_folder()
     state, started = start_node(request, read_host(), folder)
     typer.echo(json.dumps({"started": started, **asdict(state)}) if json_output else up_text(state, started))

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from raylane.cli.interrupts import ends_at_once
 from raylane.cluster.errors import UsageError
+from raylane.cluster.interrupts import ends_at_once
 
 
 def plan(

@@ -9,6 +9,8 @@ NAMED_HOST = re.compile(r"[A-Za-z0-9._-]+")  # a name or an IPv4 address
 
 def split_address(text: str) -> tuple[str, int]:
     """Host (an IPv6 address without its brackets) and port of HOST:PORT. ValueError says what is wrong."""
+    if "://" in text:
+        raise ValueError("this is a URL")
     host, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError("the port is missing")

@@ -5,23 +5,26 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from raylane.cluster.errors import UsageError
 from raylane.cluster.processes import end_processes_with
 from raylane.cluster.proxies import without_proxy
-from raylane.cluster.ray_driver import OF_ANOTHER_RAY, environment, init
+from raylane.cluster.ray_driver import FOLDER_BYTES, OF_ANOTHER_RAY, environment, import_ray, init
 
 LOOPBACK = "127.0.0.1"
 MARK = "RAYLANE_LOCAL_CLUSTER"  # in the environment of every process of the cluster
 ENDS_WITHIN_S = 5.0
-SOCKET_PATH_BYTES = 107  # the kernel's limit
-LONGEST_SOCKET = "/rl-12345678/session_2026-12-01_00-00-00_123456_4194304/sockets/dash_TaskEventsHead"
+TERMINATED = 128 + signal.SIGTERM
+OWN_FOLDER = "/rl-12345678"
 
 
 def use_a_token() -> None:
@@ -42,25 +45,60 @@ def local_ray(cpus: int, gpus: int = 0) -> Iterator[Any]:
     of account. Everything is stopped and removed at the end. Raises FailedError when Ray does not start.
     """
     use_a_token()
-    folder = Path(tempfile.mkdtemp(prefix="rl-", dir=temporary_folder()))
-    with environment(local_environment(folder)):
+    with own_folder() as folder, guarded(folder), environment(local_environment(folder)):
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # of a script, which would leave Ray behind
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
         try:
-            yield init(
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=True,
-                dashboard_host=LOOPBACK,
-                dashboard_port=None,
-                namespace="raylane",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-                _node_ip_address=LOOPBACK,
-                _temp_dir=str(folder),
-            )
+            with apart():
+                context = init(
+                    num_cpus=cpus,
+                    num_gpus=gpus,
+                    include_dashboard=True,
+                    dashboard_host=LOOPBACK,
+                    dashboard_port=None,
+                    namespace="raylane",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    configure_logging=False,
+                    _node_ip_address=LOOPBACK,
+                    _temp_dir=str(folder),
+                )
+            yield context
         finally:
             with undisturbed():
                 end(folder)
+
+
+@contextmanager
+def own_folder() -> Iterator[Path]:
+    """A folder that is removed at the end with all that is in it."""
+    folder = Path(tempfile.mkdtemp(prefix="rl-", dir=temporary_folder()))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def guarded(folder: Path) -> Iterator[None]:
+    """While it lasts, a process of its own waits for the death of this one, to end what it could not end itself."""
+    command = [sys.executable, str(Path(__file__).with_name("guard.py")), MARK, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True):
+        yield  # the end of the block closes the pipe and waits for the guard
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """While it lasts, what Ray starts gets process groups of its own: a signal to this process's group, as of `timeout`
+    or systemd, would end Ray below this process, which then ends without unwinding."""
+    import_ray()
+    services: Any = import_module("ray._private.services")
+    theirs = services.ConsolePopen
+    services.ConsolePopen = partial(theirs, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = theirs
 
 
 def local_environment(folder: Path) -> dict[str, str | None]:
@@ -80,7 +118,7 @@ def local_environment(folder: Path) -> dict[str, str | None]:
 def temporary_folder() -> str:
     """The system's folder for temporary files, or /tmp where Ray cannot put its sockets below that: a socket's path is
     short and ASCII. Raises UsageError when neither can be used."""
-    room = SOCKET_PATH_BYTES - len(LONGEST_SOCKET)
+    room = FOLDER_BYTES - len(OWN_FOLDER)
     try:
         usual = tempfile.gettempdir()
     except OSError as error:
@@ -103,11 +141,10 @@ def undisturbed() -> Iterator[None]:
 
 
 def end(folder: Path) -> None:
-    """Stop the Ray of this folder, end what is left of it, and remove the folder."""
+    """Stop the Ray of this folder and end what is left of it."""
     import ray
 
     try:
         ray.shutdown()
     finally:
         end_processes_with(MARK, str(folder), ENDS_WITHIN_S)
-        shutil.rmtree(folder, ignore_errors=True)

@@ -27,6 +27,7 @@ from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Host
 from raylane.cluster.leases import using
 from raylane.cluster.processes import end_processes_with, name_of, processes_with
+from raylane.cluster.ray_driver import FOLDER_BYTES, default_folder
 from raylane.cluster.ray_start import GCS_PORT, MARK, NodeRequest, start_command, start_environment
 
 START_TRIES = 2
@@ -76,6 +77,22 @@ def up(request: NodeRequest, host: Host, folder: Path) -> tuple[NodeState, bool]
         if request.head_address is not None:
             wait_for_head(request.head_address)
         return start(request, host, folder), True
+
+
+def check_ray_folder(request: NodeRequest) -> None:
+    """UsageError where Ray cannot put its files and sockets. A worker that is given no folder takes the head's."""
+    if request.temp_dir is None and request.head_address is not None:
+        return
+    folder, source = (request.temp_dir, "--temp-dir") if request.temp_dir is not None else default_folder()
+    if not str(folder).isascii() or len(str(folder)) > FOLDER_BYTES:
+        what = f"Ray's sockets need a path of at most {FOLDER_BYTES} ASCII letters"
+        raise UsageError(f"{source}: {what} (got {str(folder)!r}); give --temp-dir a shorter one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{source}: Ray's folder {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{source}: Ray's folder {folder} cannot be written")
 
 
 def wait_for_head(address: str) -> None:
@@ -375,7 +392,7 @@ def launcher_files(autoscaling_config: Path | None) -> tuple[str, ...]:
     if autoscaling_config is None:
         return ()
     name = launcher_config(autoscaling_config).get("cluster_name", "default")
-    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray"  # noqa: S108 - Ray's own
+    folder, _ = default_folder()
     return tuple(str(folder / Path(f"cluster-{name}.{end}").name) for end in ("state", "lock"))
 
 

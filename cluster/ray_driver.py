@@ -12,10 +12,12 @@ from typing import Any
 
 from raylane.cluster.addresses import split_address
 from raylane.cluster.errors import FailedError, UsageError
+from raylane.cluster.interrupts import ends_at_once
 from raylane.cluster.processes import name_of
 
 ANSWERS_WITHIN_S = 5.0
-TERMINATED = 128 + signal.SIGTERM
+LONGEST_SOCKET = "/session_2026-12-01_00-00-00_123456_4194304/sockets/dash_TaskEventsHead"
+FOLDER_BYTES = 107 - len(LONGEST_SOCKET)  # of Ray's folder; the kernel allows 107 for the path of a socket
 OF_ANOTHER_RAY = (  # variables of Ray's that point a new cluster, or its drivers, at something of another one
     "RAY_ADDRESS",
     "RAY_API_SERVER_ADDRESS",
@@ -66,30 +68,23 @@ def init(**options: Any) -> Any:
     import ray
 
     try:
-        with handler_kept():
+        with sigterm_kept():
             return ray.init(**options)
     except Exception as error:  # nothing that Ray documents: OSError, ValueError, RuntimeError and others were seen
         raise FailedError(f"Ray: {one_line(error)}") from error
 
 
 @contextmanager
-def handler_kept() -> Iterator[None]:
-    """While it lasts, Ray puts no handler of its own in place of this process's for SIGTERM, with another status. A
-    process that has none gets one, by which it unwinds."""
+def sigterm_kept() -> Iterator[None]:
+    """While it lasts, Ray puts no handler of its own in place of this process's for SIGTERM, with another status."""
     import ray._private.utils as at
 
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _end)
     theirs = at.set_sigterm_handler
     at.set_sigterm_handler = lambda handler: None
     try:
         yield
     finally:
         at.set_sigterm_handler = theirs
-
-
-def _end(*_: object) -> None:
-    sys.exit(TERMINATED)
 
 
 def one_line(error: BaseException) -> str:
@@ -109,7 +104,10 @@ def join(address: str) -> Any:
         check_address(meant, "RAY_ADDRESS" if from_environment else "--address")
     elif (kept := address_file()).is_file() and not {"gcs_server", "raylet"} & running_names():
         check_address(kept.read_text(errors="replace").strip(), f"{kept}, which Ray keeps")
-    with environment({"RAY_ADDRESS": None, "RAY_RUNTIME_ENV": None, "RAY_NAMESPACE": None}):
+    with (
+        environment({"RAY_ADDRESS": None, "RAY_RUNTIME_ENV": None, "RAY_NAMESPACE": None}),
+        ends_at_once(signal.SIGINT, signal.SIGTERM),
+    ):
         return init(address=meant, namespace="raylane", log_to_driver=False, logging_level="ERROR")
 
 
@@ -128,10 +126,17 @@ def check_address(text: str, source: str) -> None:
         raise FailedError(f"{source}: no Ray cluster answers at {text}: {error.strerror or error}") from error
 
 
+def default_folder() -> tuple[Path, str]:
+    """Ray's folder where none is given, and the variable that names it (TMPDIR when none does)."""
+    for variable in ("RAY_TMPDIR", "TMPDIR"):
+        if variable in os.environ:
+            return Path(os.environ[variable]) / "ray", variable
+    return Path("/tmp/ray"), "TMPDIR"  # noqa: S108 - Ray's own
+
+
 def address_file() -> Path:
     """Where Ray keeps the address of the cluster that this host was started in last, perhaps long ago."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - Ray's own rule
-    return Path(folder) / "ray" / "ray_current_cluster"
+    return default_folder()[0] / "ray_current_cluster"
 
 
 def running_names() -> set[str]:

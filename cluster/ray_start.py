@@ -147,8 +147,7 @@ def start_environment(
 
 def parse_head_address(text: str) -> str:
     """HOST:PORT, with Ray's usual port where none is given. Raises UsageError for anything else."""
-    alone = is_ipv6(text) or is_bracketed(text) or ":" not in text
-    address = f"{in_url(text)}:{GCS_PORT}" if alone else text
+    address = f"{text}:{GCS_PORT}" if is_bracketed(text) or ":" not in text else text
     try:
         host, port = split_address(address)
     except ValueError as error:

@@ -96,7 +96,12 @@ class GatewayReplica:
     """The gateway of one host as Serve runs it."""
 
     async def __init__(self, block: dict[str, Any]) -> None:  # type: ignore[misc] # Serve awaits it
-        self._gateway = Gateway(GatewayConfig.from_data(block, "gateway"), RayDirectory())
+        self._gateway = Gateway(
+            GatewayConfig.from_data(block, "gateway"),
+            RayDirectory(),
+            cluster=ray.get_runtime_context().gcs_address,
+            host_pid=os.getppid(),  # the raylet
+        )
         await self._gateway.start()
 
     async def check_health(self) -> None:

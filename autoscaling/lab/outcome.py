@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from raylane.autoscaling.lab.world import ModelState, World
 from raylane.autoscaling.profile import capacity_profile
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Verdict, judge_all
 
 WINDOW_S = 600.0
 FLUID_WINDOW_S = 60.0
@@ -97,25 +97,20 @@ def outcome(world: World) -> Outcome:
 
 def good_requests(model: ModelState) -> NDArray[np.bool_]:
     """Which requests met the SLO."""
-    late, slow, lost = _misses(model)
-    return ~(late | slow | lost)
+    return _verdicts(model).good
 
 
-def _misses(model: ModelState) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-    """(first token late, tokens slow, never finished), each for every request."""
-    slo: Slo = model.model.spec.slo
+def _verdicts(model: ModelState) -> Verdict[NDArray[np.bool_]]:
+    """On every request."""
+    limits = model.model.spec.slo.limits()
     arrivals, inputs = np.asarray(model.arrivals_s), np.asarray(model.inputs, dtype=float)
     first, finished = _floats(model.first_s), _floats(model.finished_s)
-    lost = np.isnan(finished)
-    with np.errstate(invalid="ignore"):
-        late = first - arrivals > (slo.ttft_ms + slo.ttft_ms_per_input_token * inputs) / 1e3
-        more = np.maximum(np.asarray(model.outputs, dtype=float) - 1, 1)
-        slow = (finished - first) / more > slo.tpot_ms / 1e3
-    return late, slow, lost
+    more = np.maximum(np.asarray(model.outputs, dtype=float) - 1, 1)
+    return judge_all(limits, ~np.isnan(finished), first - arrivals, (finished - first) / more, inputs)
 
 
 def _model_outcome(model: ModelState, good: NDArray[np.bool_], end_s: float) -> ModelOutcome:
-    late, slow, lost = _misses(model)
+    found = _verdicts(model)
     spec = model.model.spec
     gpu_hours = sum(gpus * _overlap(begin, end, end_s) for begin, end, gpus in model.allocated) / 3600
     held = _held_replicas(model, end_s)
@@ -126,9 +121,9 @@ def _model_outcome(model: ModelState, good: NDArray[np.bool_], end_s: float) -> 
         name=model.name,
         requests=len(good),
         good=int(good.sum()),
-        late_first_token=int(late.sum()),
-        slow_tokens=int(slow.sum()),
-        lost=int(lost.sum()),
+        late_first_token=int(found.late.sum()),
+        slow_tokens=int(found.slow.sum()),
+        lost=int(found.unproven.sum()),
         gpu_hours=gpu_hours,
         loading_gpu_hours=model.loading_gpu_s / 3600,
         ups=ups,

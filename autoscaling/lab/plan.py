@@ -24,6 +24,8 @@ from pydantic import (
 from raylane.autoscaling.lab.fleet import check_room
 from raylane.autoscaling.lab.setup import LabModel, ModelDefinition, Setup, lab_model
 from raylane.autoscaling.share import deal, gpus_of
+from raylane.autoscaling.traces.clock import Unit
+from raylane.autoscaling.traces.layouts import LayoutName
 from raylane.autoscaling.traces.rates import load_rate_curve, rate_curve_between, requests_at
 from raylane.autoscaling.traces.readers import load_trace
 from raylane.autoscaling.traces.resample import shuffled_lengths, variant
@@ -34,9 +36,10 @@ from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
 from raylane.cluster.recording import load_recording
 from raylane.cluster.strict import StrictModel
-from raylane.deployments.config.deployment import ReplicaBounds, Slo
+from raylane.deployments.config.deployment import ReplicaBounds
 from raylane.deployments.config.scaling import SharingName
 from raylane.deployments.sizing.fit import EngineSettings
+from raylane.deployments.slo import Slo
 
 TRACES_VARIABLE = "RAYLANE_TRACES"
 RECORDINGS = Path(__file__).parents[2] / "cluster" / "recordings"
@@ -84,6 +87,8 @@ class Traffic(StrictModel):
     rates: str | None = Field(None, description="File of t_s, rate_rps; requests are drawn along it.")
     lengths: str | None = Field(None, description="With rates: the trace whose request lengths are drawn.")
     shape: Shape | None = None
+    layout: LayoutName | None = Field(None, description="Of the trace (or lengths); else known by its columns.")
+    unit: Unit | None = Field(None, description="In what the trace (or lengths) counts its times, where in doubt.")
     begin_s: NonNegativeFloat = 0.0
     end_s: PositiveFloat | None = None
     max_input: PositiveInt | None = Field(None, description="Longer prompts are cut to this.")
@@ -101,6 +106,8 @@ class Traffic(StrictModel):
         if self.cv is not None and self.rates is None:
             own = "has its own cv" if self.trace is None else "has the gaps it was recorded with"
             raise ValueError(f"cv {self.cv:g} goes with rates; a {given[0]} {own}")
+        if self.shape is not None and (self.layout or self.unit):
+            raise ValueError("layout and unit go with trace or lengths; a shape has no file")
         if self.end_s is not None and self.end_s <= self.begin_s:
             raise ValueError(f"end_s {self.end_s:g} does not come after begin_s {self.begin_s:g}")
         return self
@@ -183,12 +190,12 @@ def base_trace(traffic: Traffic, name: str, folder: Path) -> Trace:
     if traffic.shape is not None:
         trace = generate(traffic.shape, rng)
     elif traffic.trace is not None:
-        trace = load_trace(find_trace(traffic.trace, folder))
+        trace = load_trace(find_trace(traffic.trace, folder), traffic.layout, unit=traffic.unit)
     else:
         assert traffic.rates is not None and traffic.lengths is not None  # noqa: S101, PT018 - the validator
         curve = load_rate_curve(find_trace(traffic.rates, folder))
         curve = rate_curve_between(curve, traffic.begin_s, traffic.end_s or curve.duration_s)
-        lengths = load_trace(find_trace(traffic.lengths, folder))
+        lengths = load_trace(find_trace(traffic.lengths, folder), traffic.layout, unit=traffic.unit)
         trace = requests_at(curve, lengths, rng, name=name, cv=traffic.cv or 1.0, factor=traffic.scale)
     return named(trace if traffic.rates is not None else _part(trace, traffic), name)
 

@@ -9,11 +9,11 @@ from raylane.autoscaling.spec import ModelSpec
 from raylane.autoscaling.traces.trace import Trace
 from raylane.cluster.catalog import Accelerator
 from raylane.cluster.hosts import Host
-from raylane.deployments.config.deployment import Slo
 from raylane.deployments.simulator.build import engine_for
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.sizing.fit import EngineSettings
 from raylane.deployments.sizing.roofline import Link, assumed_link
+from raylane.deployments.slo import Slo
 
 SECOND_BEST_SPEED = 0.4  # link speed across switches over that within one (10 against 25 GB/s, FACTS.md)
 

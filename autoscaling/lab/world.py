@@ -16,6 +16,7 @@ from raylane.autoscaling.pipeline import Policy
 from raylane.autoscaling.propose import Memory
 from raylane.deployments.simulator.replica import Replica
 from raylane.deployments.simulator.request import Request
+from raylane.deployments.slo import judge
 
 AFTER_THE_END_S = 900.0  # requests unfinished this long after the last arrival count as lost
 
@@ -49,8 +50,7 @@ class ModelState:
         self.first_s: list[float | None] = [None] * count
         self.finished_s: list[float | None] = [None] * count
         slo = model.spec.slo
-        self.ttft_s, self.ttft_s_per_token = slo.ttft_ms / 1e3, slo.ttft_ms_per_input_token / 1e3
-        self.tpot_s = slo.tpot_ms / 1e3
+        self.limits = slo.limits()
         self.target = 0
         self.replicas: list[LabReplica] = []
         self.ready: list[LabReplica] = []
@@ -191,8 +191,8 @@ class World:
                 model.finished_s[index] = finished_s
                 model.finished += 1
                 waited_s = first_s - model.arrivals_s[index]
-                slow = finished_s - first_s > model.tpot_s * max(1, request.output_tokens - 1)
-                model.missed += slow or waited_s > model.ttft_s + model.ttft_s_per_token * request.input_tokens
+                each_s = (finished_s - first_s) / max(1, request.output_tokens - 1)
+                model.missed += not judge(model.limits, True, waited_s, each_s, request.input_tokens).good
             if replica.phase is Phase.DRAINING and not engine.in_system:
                 self._drained(model, replica, at_s)
 

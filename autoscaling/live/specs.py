@@ -13,12 +13,13 @@ from raylane.cluster.catalog import Accelerator, find_accelerator, need_accelera
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
 from raylane.deployments.config.builtin import PREFIX
-from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig, Slo
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
 from raylane.deployments.config.scaling import CapacityConfig, ScalingConfig
 from raylane.deployments.simulator.build import engine_for, read_model_facts
 from raylane.deployments.sizing.engine_settings import engine_settings
 from raylane.deployments.sizing.fit import Fits, fit
 from raylane.deployments.sizing.model_files import describing_file
+from raylane.deployments.slo import Slo
 
 # Estimates until a start was seen. vLLM 0.26 took 70 s to serve 16 GB of weights on an H200 (results/h200/fault.json),
 # and reading from a disk at half a GB/s is common.

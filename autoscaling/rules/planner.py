@@ -79,7 +79,7 @@ class Planner:
         estimates_s = [_first_token_s(spec, replica, lengths) for replica in seen.ready if replica.waiting is not None]
         if not estimates_s or len(estimates_s) < len(seen.ready):
             return 0, Reason.BLIND, ""
-        allowed_s = (spec.slo.ttft_ms + spec.slo.ttft_ms_per_input_token * lengths.prompt) / 1e3
+        allowed_s = spec.slo.limits().allowed_ttft_s(lengths.prompt)
         detail = f"first tokens in {min(estimates_s):.2f} to {max(estimates_s):.2f} s of {allowed_s:.2f} s"
         if min(estimates_s) > allowed_s:
             return 1, Reason.QUEUE, detail

@@ -41,6 +41,12 @@ class Columns:
         self._refuse(column, values > _INT32_MAX, f"is above {_INT32_MAX}")
         return values.astype(np.int32)
 
+    def has_dates(self, column: str) -> bool:
+        """Whether the first value is a date and no number."""
+        first = self.frame[column].iloc[0]
+        dated = pd.to_datetime(str(first), format="ISO8601", utc=True, errors="coerce")
+        return bool(pd.isna(pd.to_numeric(first, errors="coerce")) and not pd.isna(dated))
+
     def seconds(self, column: str) -> npt.NDArray[np.float64]:
         """ISO 8601 times, with or without zone (then UTC), as seconds after the earliest of them."""
         times = pd.to_datetime(self.frame[column].astype("str"), format="ISO8601", utc=True, errors="coerce")

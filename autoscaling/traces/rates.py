@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from raylane.autoscaling.traces.arrivals import RateCurve, arrivals_s
+from raylane.autoscaling.traces.clock import unix_clock
 from raylane.autoscaling.traces.columns import read_columns
 from raylane.autoscaling.traces.lengths import Lengths, drawn_lengths
 from raylane.autoscaling.traces.trace import Trace
@@ -14,7 +15,8 @@ from raylane.cluster.errors import UsageError
 def load_rate_curve(path: Path) -> RateCurve:
     """A CSV or JSON-lines file with the columns t_s and rate_rps, times rising.
 
-    The first rate also holds from 0 to the first time. Raises UsageError naming file, line, column and value.
+    The first rate also holds from 0 to the first time; Unix times begin at 0 with the first. Raises UsageError naming
+    file, line, column and value.
     """
     columns = read_columns(path, ("t_s", "rate_rps"))
     t_s, rate_rps = columns.numbers("t_s"), columns.numbers("rate_rps")
@@ -24,6 +26,8 @@ def load_rate_curve(path: Path) -> RateCurve:
         raise UsageError(
             f"{path}: line {columns.first_line + row}: t_s: {t_s[row]:g} does not come after {t_s[row - 1]:g}"
         )
+    if unix := unix_clock(t_s, "s", sure=True):
+        t_s = unix.seconds(t_s - t_s[0])
     if t_s[0] > 0:
         t_s, rate_rps = np.concatenate([[0.0], t_s]), np.concatenate([rate_rps[:1], rate_rps])
     if len(t_s) < 2:

@@ -6,13 +6,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from raylane.autoscaling.traces.clock import FAR_S, NAMES, Clock, DoubtfulClockError, Unit, clock_of
 from raylane.autoscaling.traces.columns import Columns, header_of, read_columns
-from raylane.autoscaling.traces.layouts import Layout, LayoutName, layout_named, recognised
+from raylane.autoscaling.traces.layouts import Layout, LayoutName, as_spelled, layout_named, recognised
 from raylane.autoscaling.traces.trace import Trace
 from raylane.cluster.errors import UsageError
-
-FAR_S = 1e8
-"""A first request so long after the file's zero (three years) is in Unix time."""
 
 
 @dataclass(frozen=True)
@@ -28,27 +26,36 @@ class Reading:
     """Rows left out because they have output but no input tokens."""
     sorted_here: bool
     """Whether the file was not in order of arrival and was sorted while reading."""
+    clock: Clock | None
+    """In what the file counts its times; None: they are dates."""
     zero_moved_s: float | None
     """How far the clock was set back to begin at the first request, in a layout that keeps the file's zero; None: it
     was kept."""
 
 
-def load_trace(path: Path, layout: LayoutName | None = None, only_model: str | None = None) -> Trace:
+def load_trace(
+    path: Path, layout: LayoutName | None = None, only_model: str | None = None, unit: Unit | None = None
+) -> Trace:
     """The requests of a file; see `read_trace`."""
-    return read_trace(path, layout, only_model).trace
+    return read_trace(path, layout, only_model, unit).trace
 
 
-def read_trace(path: Path, layout: LayoutName | None = None, only_model: str | None = None) -> Reading:
+def read_trace(
+    path: Path, layout: LayoutName | None = None, only_model: str | None = None, unit: Unit | None = None
+) -> Reading:
     """Read a trace. The layout is known by the header unless given; `only_model` picks one model of a mixed trace.
 
-    Rows without tokens are left out and counted, rows out of order are sorted, and Unix times begin at 0 with the first
-    request; the trace's `source` says all of it.
+    The unit of the times is the layout's where that or `unit` is given; otherwise the numbers must agree with it
+    (`clock`). Rows without tokens are left out and counted, rows out of order are sorted, and Unix times begin at 0
+    with the first request; the trace's `source` says all of it.
     The trace lasts until its last request. Raises UsageError naming file, line, column and value.
     """
-    name = recognised(path, header_of(path)) if layout is None else layout
-    chosen = layout_named(name)
+    header = header_of(path)
+    name = recognised(path, header) if layout is None else layout
+    chosen = as_spelled(layout_named(name), header)
     columns = read_columns(path, chosen.columns)
-    at_s, inputs, outputs = _times_s(columns, chosen), *_tokens(columns, chosen)
+    at_s, clock = _times_s(columns, replace(chosen, sure=chosen.sure or layout is not None), unit)
+    inputs, outputs = columns.counts(chosen.input_tokens), columns.counts(chosen.output_tokens)
     wanted = _of_model(columns, chosen, only_model)
     kept = np.flatnonzero(wanted & (inputs > 0) & (outputs > 0))
     if not kept.size:
@@ -70,20 +77,24 @@ def read_trace(path: Path, layout: LayoutName | None = None, only_model: str | N
         without_output=int((wanted & (outputs == 0)).sum()),
         without_input=int((wanted & (outputs > 0) & (inputs == 0)).sum()),
         sorted_here=bool((order != kept).any()),
+        clock=clock,
         zero_moved_s=begin_s if begin_s and not chosen.starts_at_first else None,
     )
     return replace(reading, trace=replace(reading.trace, source=_source(reading)))
 
 
-def _times_s(columns: Columns, layout: Layout) -> npt.NDArray[np.float64]:
-    if layout.clock == "iso":
-        return columns.seconds(layout.at)
+def _times_s(columns: Columns, layout: Layout, unit: Unit | None) -> tuple[npt.NDArray[np.float64], Clock | None]:
+    if columns.has_dates(layout.at):
+        if unit is not None:
+            raise UsageError(f"{columns.path}: {layout.at}: holds dates, which have no unit (unit: {unit})")
+        return columns.seconds(layout.at), None
     values = columns.numbers(layout.at)
-    return values / 1000.0 if layout.clock == "ms" else values
-
-
-def _tokens(columns: Columns, layout: Layout) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    return columns.counts(layout.input_tokens), columns.counts(layout.output_tokens)
+    try:
+        clock = Clock(unit, "as asked") if unit else clock_of(values, layout.unit, sure=layout.sure)
+    except DoubtfulClockError as error:
+        advice = "say which with unit: s or unit: ms in the plan (also us, ns), or name the layout"
+        raise UsageError(f"{columns.path}: {layout.at}: {error}; {advice}") from error
+    return clock.seconds(values), clock
 
 
 def _of_model(columns: Columns, layout: Layout, only_model: str | None) -> npt.NDArray[np.bool_]:
@@ -117,4 +128,6 @@ def _source(reading: Reading) -> str:
         notes.append("sorted by arrival")
     if reading.zero_moved_s is not None:
         notes.append(f"clock set to 0 at the first request, {reading.zero_moved_s:.0f} s after the file's zero")
+    clock = reading.clock
+    notes.append("times are dates" if clock is None else f"times in {NAMES[clock.unit]} ({clock.why})")
     return "; ".join(notes)

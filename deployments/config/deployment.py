@@ -23,24 +23,12 @@ from raylane.cluster.strict import StrictModel
 from raylane.deployments.config.builtin import PREFIX, builtin_config
 from raylane.deployments.config.profiles import profile_of, with_profile
 from raylane.deployments.config.scaling import CapacityConfig, ScalingConfig
-from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.sizing.model_files import describing_file
+from raylane.deployments.slo import Slo
 
+ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+\Z")
 MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
-
-
-class Slo(StrictModel):
-    """What a good request is: completed, TTFT <= ttft_ms + ttft_ms_per_input_token x input tokens, TPOT <= tpot_ms."""
-
-    ttft_ms: PositiveFloat = Field(description="First token within this many ms, for an empty prompt.")
-    ttft_ms_per_input_token: NonNegativeFloat = Field(0.0, description="Added allowance for each prompt token, in ms.")
-    tpot_ms: PositiveFloat = Field(description="Mean time of each further output token, in ms.")
-    attainment: float = Field(0.99, gt=0, le=1, description="Share of attempted requests that must be good.")
-
-    def limits(self) -> Limits:
-        """The same in seconds."""
-        return Limits(self.ttft_ms / 1e3, self.ttft_ms_per_input_token / 1e3, self.tpot_ms / 1e3)
 
 
 class ReplicaBounds(StrictModel):
@@ -199,19 +187,29 @@ class ModelConfig(StrictModel):
         return float(self.gpus) or 0.1
 
 
+def _origin(given: str) -> str:
+    """As browsers send it."""
+    if given != "*" and not ORIGIN.match(given):
+        raise ValueError("an origin is scheme://host or scheme://host:port, in lower case and without a path, or '*'")
+    return given
+
+
 class GatewayConfig(StrictModel):
     """The HTTP front of all models."""
 
     host: str = Field("127.0.0.1", description="Address to bind, and nothing else; 0.0.0.0 opens it to the network.")
     port: int = Field(8000, ge=1, le=65535)
     processes_per_host: PositiveInt | Literal["auto"] = Field(
-        "auto", description="Worker processes sharing the port; auto: one for every 8 cores, at least 1, at most 8."
+        "auto", description="Worker processes sharing the port; auto: one for every 8 cores, at least 2, at most 8."
     )
     hold_timeout_s: NonNegativeFloat = Field(
         300.0, description="Longest wait of a request for a replica, a cold start included; 0 refuses it at once."
     )
     hold_limit: NonNegativeInt = Field(
         1000, description="Most requests of a model that wait in one worker process; more are refused at once."
+    )
+    cors_origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = Field(
+        (), description="Web pages whose scripts may call the gateway, as https://host[:port]; '*' for all."
     )
 
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 from raylane.deployments.config.deployment import DeploymentConfig
-from raylane.deployments.engines.misses import Limits
+from raylane.deployments.slo import SloLimits
 
 KEY = b"deployed"
 NAMESPACE = b"raylane"
@@ -42,9 +42,9 @@ class DeployedLimits:
     def __init__(self, model: str) -> None:
         self._model = model
         self._read_s = float("-inf")
-        self._limits: Limits | None = None
+        self._limits: SloLimits | None = None
 
-    def __call__(self) -> Limits | None:
+    def __call__(self) -> SloLimits | None:
         if time.monotonic() - self._read_s >= READ_EVERY_S:
             self._read_s = time.monotonic()
             with suppress(Exception):  # an edge: without an answer, or with another version's, the last one holds
@@ -52,7 +52,7 @@ class DeployedLimits:
         return self._limits
 
 
-def limits_of(config: DeploymentConfig | None, model: str) -> Limits | None:
+def limits_of(config: DeploymentConfig | None, model: str) -> SloLimits | None:
     """The limits of a model's SLO; None without one, or where the model is not deployed."""
     found = None if config is None else config.models.get(model)
     return None if found is None or found.slo is None else found.slo.limits()

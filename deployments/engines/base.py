@@ -9,9 +9,10 @@ from typing import Any, Protocol
 from prometheus_client.samples import Sample
 
 from raylane.cluster.allreduce import AllReduceSettings
-from raylane.deployments.engines.misses import Limits, missed_total
+from raylane.deployments.engines.misses import missed_total
 from raylane.deployments.engines.process import Launch
 from raylane.deployments.engines.samples import added, mean, number, read_samples
+from raylane.deployments.slo import SloLimits
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Engine(Protocol):
 READINGS = ("waiting", "running", "kv_use", "prompt_tokens_total", "output_tokens_total")
 
 
-def read_load(metrics_text: str, names: Mapping[str, str], limits: Limits | None = None) -> EngineLoad:
+def read_load(metrics_text: str, names: Mapping[str, str], limits: SloLimits | None = None) -> EngineLoad:
     """Pick the load out of a Prometheus text page, whatever is on it.
 
     Counts of several engines behind one server are added up; of their shares of KV cache the mean is taken. A field

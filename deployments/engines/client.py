@@ -8,7 +8,7 @@ from typing import Self
 import aiohttp
 
 from raylane.deployments.engines.base import EngineLoad, read_load
-from raylane.deployments.engines.misses import Limits
+from raylane.deployments.slo import SloLimits
 
 
 class EngineClient:
@@ -58,7 +58,7 @@ class EngineClient:
             if tokens != 1:
                 raise aiohttp.ClientError(f"no token came: {text[:500]}")
 
-    async def load(self, names: Mapping[str, str], timeout_s: float, limits: Limits | None = None) -> EngineLoad:
+    async def load(self, names: Mapping[str, str], timeout_s: float, limits: SloLimits | None = None) -> EngineLoad:
         """The engine's counters now, all None under any status but 200; misses are counted against `limits`."""
         async with self._session.get(
             f"{self._url}/metrics", timeout=aiohttp.ClientTimeout(total=timeout_s)

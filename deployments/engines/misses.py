@@ -7,22 +7,13 @@ into. A request can be late and slow; the larger of both counts is taken, so the
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from raylane.deployments.engines.samples import buckets, read_samples
-
-
-@dataclass(frozen=True)
-class Limits:
-    """An SLO in seconds: first token within `ttft_s` + `ttft_s_per_token` x prompt tokens, then `tpot_s` a token."""
-
-    ttft_s: float
-    ttft_s_per_token: float
-    tpot_s: float
+from raylane.deployments.slo import SloLimits
 
 
 def missed_total(
-    metrics_text: str, names: Mapping[str, str], limits: Limits, prompt_tokens_total: float | None
+    metrics_text: str, names: Mapping[str, str], limits: SloLimits, prompt_tokens_total: float | None
 ) -> float | None:
     """Requests that were late or slow since the engine's start; None where its histograms do not tell.
 
@@ -37,14 +28,14 @@ def missed_total(
     return None if late is None else max(late, above(counts.get("tpot") or {}, limits.tpot_s))
 
 
-def _late(ttft: Mapping[float, float], limits: Limits, prompt_tokens_total: float | None) -> float | None:
+def _late(ttft: Mapping[float, float], limits: SloLimits, prompt_tokens_total: float | None) -> float | None:
     """Requests with a late first token; None where the allowance for their prompts is not known."""
     requests = max(ttft.values(), default=0.0)
     if not requests:
         return 0.0
     if prompt_tokens_total is None and limits.ttft_s_per_token:
         return None
-    return above(ttft, limits.ttft_s + limits.ttft_s_per_token * (prompt_tokens_total or 0.0) / requests)
+    return above(ttft, limits.allowed_ttft_s((prompt_tokens_total or 0.0) / requests))
 
 
 def above(buckets: Mapping[float, float], limit: float) -> float:

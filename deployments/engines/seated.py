@@ -12,9 +12,9 @@ from raylane.cluster.addresses import in_url
 from raylane.cluster.affinity import cpu_list
 from raylane.deployments.engines.base import Engine, EngineLoad, Seat
 from raylane.deployments.engines.client import EngineClient
-from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.process import EngineProcess
 from raylane.deployments.engines.progress import Progress, Stillness, follow, sickness, still
+from raylane.deployments.slo import SloLimits
 
 log = logging.getLogger("raylane.replica")
 
@@ -42,7 +42,7 @@ class SeatedEngine:
         self.pid: int | None = None
         self.ready = False  # it has generated a token
         self.load = EngineLoad()  # as last read
-        self.limits: Limits | None = None  # what misses are counted against
+        self.limits: SloLimits | None = None  # what misses are counted against
         self._engine = engine
         self._process = EngineProcess(replica_id, engine.launch(seat), cpus)
         self._client = EngineClient(self.url, seat.api_key, model)

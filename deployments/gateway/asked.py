@@ -16,7 +16,7 @@ class Asked:
 
     http: web.Request
     model: str
-    body: bytes
+    body: bytes | bytearray
     streamed: bool
     counters: Counters
     began_s: float

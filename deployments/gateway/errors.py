@@ -1,6 +1,7 @@
 """Errors in the shape that OpenAI clients understand."""
 
 import json
+from collections.abc import Iterable
 
 from aiohttp import web
 
@@ -22,3 +23,9 @@ def refuse(status: int, message: str, kind: str, code: str | int | None, param: 
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
     body = error_body(message, kind, code, param)
     return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+def unknown_model(model: str, models: Iterable[str]) -> web.Response:
+    """The answer to a request for a model that is not deployed."""
+    message = f"The model {model!r} does not exist; deployed: {', '.join(models) or 'none yet'}"
+    return refuse(404, message, "invalid_request_error", "model_not_found", "model")

@@ -1,28 +1,25 @@
 """One request through the gateway: pick, send, pass on, try once more elsewhere if the engine dies before a byte."""
 
-import asyncio
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 
 from raylane.deployments.directory.directory import REPORT_EXPIRES_S
 from raylane.deployments.directory.reports import Endpoint, ModelTraffic, Table
 from raylane.deployments.gateway.asked import Asked, Unreachables
+from raylane.deployments.gateway.body import read_body, wanted
 from raylane.deployments.gateway.counters import Counters
-from raylane.deployments.gateway.errors import error_event, refuse
+from raylane.deployments.gateway.errors import refuse, unknown_model
 from raylane.deployments.gateway.holding import Holding, HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
+from raylane.deployments.gateway.reply import Writer, end_broken, response_like
 from raylane.deployments.gateway.routing import NoPick, Pick
 from raylane.deployments.gateway.routing import pick as pick_replica
 from raylane.deployments.gateway.upstream import Head, Unreachable, Upstream, UpstreamError, UpstreamPool
 
-HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date", "upgrade", "te"}
 PASSED_ON = ("content-type", "accept", "x-request-id", "traceparent", "tracestate")
-HIGH_WATER_BYTES = 1 << 20  # unread by the client: stop reading from the engine
-DRAIN_CHECK_S = 0.02
 MAX_TRIES = 2  # replicas that a request is sent to
 LISTED_FOR_S = REPORT_EXPIRES_S + 2.0  # by then the directory has dropped a replica that is gone
 LOOK_AGAIN_S = 1.0
@@ -75,22 +72,18 @@ class Relay:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Serve one OpenAI POST. Client disconnects arrive as CancelledError and abort the engine's work."""
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge as error:
-            return refuse(413, error.text or "the body is too large", "invalid_request_error", None)
-        try:
-            content = json.loads(body)
-            model, streamed = content["model"], bool(content.get("stream"))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            model, streamed = None, False
-        if not isinstance(model, str):
+        body = await read_body(request)
+        if isinstance(body, web.Response):
+            return body
+        asks = await wanted(body)
+        if asks is None:
             return refuse(400, "the body must be JSON with a string 'model'", "invalid_request_error", None, "model")
+        model = asks.model
         known = model in self.models
         counters = self._counters.setdefault(model, Counters()) if known else Counters()
         counters.received += 1
         counters.open += 1
-        asked = Asked(request, model, body, streamed, counters, time.monotonic())
+        asked = Asked(request, model, body, asks.streamed, counters, time.monotonic())
         outcome = "cancelled"
         try:
             response, outcome = await self._relay(asked)
@@ -173,9 +166,7 @@ class Relay:
         if asked.problem and (asked.sent_to or self._lists(model)):
             return refuse(502, f"model {model!r}: its engine failed: {asked.problem}", "engine_error", 502), "502"
         if picked is NoPick.UNKNOWN_MODEL:
-            known = ", ".join(self.models) or "none yet"
-            message = f"The model {model!r} does not exist; deployed: {known}"
-            return refuse(404, message, "invalid_request_error", "model_not_found", "model"), "404"
+            return unknown_model(model, self.models), "404"
         return refuse(503, f"model {model!r}: {asked.refusal}", "service_unavailable", 503), "503"
 
     def _pick(self, asked: Asked) -> Pick | NoPick:
@@ -227,14 +218,14 @@ class Relay:
     async def _pass_on(
         self, request: web.Request, endpoint: Endpoint, upstream: Upstream, head: Head
     ) -> tuple[web.StreamResponse, str]:
-        response = _response_like(request, head)
+        response = response_like(request, head)
         try:
             await response.prepare(request)
             writer = Writer(request, upstream, chunked=response.chunked)
             try:
                 await upstream.deliver_to(writer.write)
             except UpstreamError as error:
-                await _end_broken(response, writer, error)
+                await end_broken(response, writer, error)
                 return response, "cut"
             await response.write_eof()
             return response, str(head.status)
@@ -243,57 +234,3 @@ class Relay:
         finally:
             upstream.resume()  # it may have been paused for this client's sake
             self._pool.put_back(endpoint.url, upstream)
-
-
-class Writer:
-    """Writes body bytes straight to the client's transport, framed as its response announced."""
-
-    def __init__(self, request: web.Request, upstream: Upstream, *, chunked: bool) -> None:
-        self.transport = request.transport
-        self._upstream = upstream
-        self._chunked = chunked
-        self._paused = False
-
-    def write(self, data: bytes) -> None:
-        if self.transport is None or self.transport.is_closing():
-            return  # the client is gone, and the handler's cancellation on its way
-        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-        if not self._paused and self.transport.get_write_buffer_size() > HIGH_WATER_BYTES:
-            self._paused = True
-            self._upstream.pause()
-            self._resume_when_read()
-
-    def _resume_when_read(self) -> None:
-        if self.transport is None or self.transport.is_closing():
-            return
-        if self.transport.get_write_buffer_size() > HIGH_WATER_BYTES // 2:
-            asyncio.get_running_loop().call_later(DRAIN_CHECK_S, self._resume_when_read)
-            return
-        self._paused = False
-        self._upstream.resume()
-
-
-async def _end_broken(response: web.StreamResponse, writer: Writer, error: UpstreamError) -> None:
-    """The engine died in the middle of a reply: a stream ends with an error event, anything else is cut off."""
-    response.force_close()
-    if response.content_type == "text/event-stream":
-        writer.write(error_event(f"the engine stopped in the middle of the stream: {error}"))
-        await response.write_eof()
-    elif writer.transport is not None:
-        writer.transport.close()
-
-
-def _response_like(request: web.Request, head: Head) -> web.StreamResponse:
-    """A response with the engine's status and headers, framed for this client."""
-    response = web.StreamResponse(status=head.status)
-    headers = dict(head.headers)
-    for name, value in head.headers:
-        if name not in HOP_BY_HOP:
-            response.headers.add(name, value)
-    if "content-length" in headers:
-        response.content_length = int(headers["content-length"])
-    elif request.version >= HttpVersion11:
-        response.enable_chunked_encoding()
-    else:
-        response.force_close()  # the end of the connection is the end of the body
-    return response

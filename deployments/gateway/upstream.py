@@ -18,6 +18,7 @@ log = logging.getLogger("raylane.gateway")
 
 CONNECT_TIMEOUT_S = 2.0
 IDLE_FOR_S = 60.0  # engines keep a connection for 120 s
+COPIED_BYTES = 64 << 10  # up to this a copy costs less than another system call
 VANISHED_AFTER_MS = 5000
 SOCKET_OPTIONS = (  # a host that vanishes says nothing: its connections must break by themselves
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_AFTER_MS),
@@ -65,7 +66,7 @@ class Upstream(asyncio.Protocol):
 
     # What the gateway calls.
 
-    def send(self, method: bytes, path: bytes, headers: bytes, body: bytes) -> asyncio.Future[Head]:
+    def send(self, method: bytes, path: bytes, headers: bytes, body: bytes | bytearray) -> asyncio.Future[Head]:
         """Send one request; resolves with the head of the reply once its body begins (or is found empty)."""
         if self._transport is None or self._transport.is_closing():
             raise UpstreamError("connection closed")
@@ -75,7 +76,12 @@ class Upstream(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._parts, self._sink, self.reusable = [], [], None, False
         length = b"content-length: %d\r\n" % len(body)
-        self._transport.write(method + b" " + path + b" HTTP/1.1\r\n" + headers + length + b"\r\n" + body)
+        head = method + b" " + path + b" HTTP/1.1\r\n" + headers + length + b"\r\n"
+        if len(body) < COPIED_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
         return self.head
 
     def deliver_to(self, sink: Callable[[bytes], None]) -> asyncio.Future[None]:

@@ -1,138 +1,195 @@
-"""One gateway process: an HTTP server on the shared port, steered by its parent over standard input and output.
+"""One gateway process: an HTTP server on the shared port, steered by its gateway over a socket, its standard input.
 
-stdin:  one JSON line of WorkerSettings, then JSON lines {"table": ...} and {"cold_start": model}, to be counted by this
-        worker for all; end of file means stop.
-stdout: JSON lines {"listening": port}, {"applied": [epoch, version]}, {"traffic": {model: counters}} twice a second,
-        {"holding": model} when the first request begins to wait for a replica, {"failed": message}.
+To it:   one byte with the listening socket, one JSON line of WorkerSettings, then JSON lines {"table": ...},
+         {"cold_start": model}, to be counted by this worker for all, and {"stop": true}.
+From it: JSON lines {"started": process id}, {"listening": port}, {"applied": [epoch, version]}, {"traffic": {model:
+         counters}} twice a second, {"holding": model} when the first request begins to wait for a replica.
+Without settings end of file means that it is not needed. Afterwards it means that the gateway died: the worker serves
+on by its last table until another gateway has taken over, or the holder of the port gives up.
 """
 
 import asyncio
 import json
+import logging
 import os
+import shutil
 import signal
 import socket
 import sys
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 from aiohttp import web
 
 from raylane.deployments.directory.reports import Table
+from raylane.deployments.engines.supervisor import leave_caller
+from raylane.deployments.gateway.api import build_app, connection_factory
+from raylane.deployments.gateway.holder import connect
 from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.relay import Relay
 
-MAX_BODY_BYTES = 64 << 20
-POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-BACKLOG = 4096
+log = logging.getLogger("raylane.gateway")
+
 SAY_EVERY_S = 0.5
+ACCEPT_AGAIN_S = 1.0
+FIRST_REQUEST_WITHIN_S = 0.1
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What the parent tells a worker at its start."""
+    """What the gateway tells a worker at its start."""
 
-    host: str
-    port: int
-    finish_within_s: float  # how long open streams may go on after the parent said stop
+    finish_within_s: float  # how long open streams may go on after the gateway said stop
     hold_timeout_s: float = 300.0
     hold_limit: int = 1000
+    cors_origins: tuple[str, ...] = ()
+    table: dict[str, Any] | None = None  # to serve by from the first request on
+    # For the time after the gateway's death:
+    gateway_id: str = ""
+    holder: str = ""  # name of the holder's control socket
 
 
-def build_app(relay: Relay, metrics: GatewayMetrics) -> web.Application:
-    """The gateway's routes."""
-    born_s = int(time.time())
+class Accepting:
+    """Takes connections off the shared listening socket, one at a time, so that a burst is spread over the workers.
 
-    async def list_models(_: web.Request) -> web.Response:
-        models = [{"id": m, "object": "model", "created": born_s, "owned_by": "raylane"} for m in relay.models]
-        return web.json_response({"object": "list", "data": models})
+    (An event loop's own server takes all that wait at once.)
+    """
 
-    async def health(_: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "server": "raylane", "models": list(relay.models)})
+    def __init__(self, listening: socket.socket, connection: Callable[[], asyncio.Protocol]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._listening = listening
+        self._connection = connection
+        self._welcomes: set[asyncio.Task[Any]] = set()
+        self._resume()
 
-    async def metrics_page(_: web.Request) -> web.Response:
-        return web.Response(body=await asyncio.to_thread(metrics.page), content_type="text/plain")
+    def _resume(self) -> None:
+        if self._listening.fileno() >= 0:
+            self._loop.add_reader(self._listening, self._accept)
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES)
-    app.router.add_get("/v1/models", list_models)
-    app.router.add_get("/health", health)
-    app.router.add_get("/metrics", metrics_page)
-    for path in POSTS:
-        app.router.add_post(path, relay.handle)
-    return app
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # another worker was faster, or the client is gone
+        except OSError as error:
+            log.error("cannot accept connections for a moment: %s", error)  # out of file descriptors, say
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(ACCEPT_AGAIN_S, self._resume)
+            return
+        connection.setblocking(False)
+        welcome = self._loop.create_task(self._loop.connect_accepted_socket(self._connection, connection))
+        self._welcomes.add(welcome)
+        welcome.add_done_callback(self._welcomed)
+
+    def _welcomed(self, welcome: asyncio.Task[Any]) -> None:
+        self._welcomes.discard(welcome)
+        if not welcome.cancelled() and (error := welcome.exception()) is not None:
+            log.warning("a connection was lost at its beginning: %s", error)
+
+    async def close(self) -> None:
+        """No new connections here; they go to the other workers, or wait, while anybody has the socket.
+
+        Returns when those that were taken have had time to send their request: aiohttp's shutdown neither answers nor
+        closes a connection that it finds just made.
+        """
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
+        await asyncio.gather(*self._welcomes, return_exceptions=True)
+        await asyncio.sleep(FIRST_REQUEST_WITHIN_S)
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
-    """A socket that other workers may share. Raises OSError when the port is somebody else's."""
-    family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    server = socket.socket(family, kind, proto)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    server.bind(address)
-    server.setblocking(False)
-    return server
+class Link:
+    """To the gateway."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self._writer = writer
+
+    def say(self, message: dict[str, Any]) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps(message).encode() + b"\n")
 
 
-def say(message: dict[str, Any]) -> None:
-    with suppress(BrokenPipeError):
-        os.write(sys.stdout.fileno(), json.dumps(message).encode() + b"\n")
-
-
-async def keep_saying_traffic(relay: Relay) -> None:
+async def keep_saying_traffic(link: Link, relay: Relay) -> None:
     while True:
         await asyncio.sleep(SAY_EVERY_S)
-        say({"traffic": {model: asdict(traffic) for model, traffic in relay.traffic().items()}})
+        link.say({"traffic": {model: asdict(traffic) for model, traffic in relay.traffic().items()}})
 
 
-async def follow_parent(parent: asyncio.StreamReader, relay: Relay, metrics: GatewayMetrics) -> None:
-    """Apply tables until the parent says stop or is gone."""
-    while line := await parent.readline():
-        said = json.loads(line)
-        if "cold_start" in said:
-            metrics.cold_started(said["cold_start"])
-            continue
-        table = Table.from_json(said["table"])
-        relay.apply(table)
-        say({"applied": [table.epoch, table.version]})
+async def told_to_stop(link: Link, relay: Relay, metrics: GatewayMetrics) -> bool:
+    """Apply tables until the gateway says stop (True) or is gone (False)."""
+    with suppress(ConnectionError):
+        while line := await link.reader.readline():
+            said = json.loads(line)
+            if "stop" in said:
+                return True
+            if "cold_start" in said:
+                metrics.cold_started(said["cold_start"])
+                continue
+            take(Table.from_json(said["table"]), relay, link)
+    return False
 
 
-async def serve() -> None:
-    loop = asyncio.get_running_loop()
-    parent = asyncio.StreamReader(limit=64 << 20)
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(parent), sys.stdin)
-    settings = WorkerSettings(**json.loads(await parent.readline()))
+def take(table: Table, relay: Relay, link: Link) -> None:
+    relay.apply(table)
+    link.say({"applied": [table.epoch, table.version]})
+
+
+async def replaced(settings: WorkerSettings) -> None:
+    """Until another gateway's workers serve this port, or nobody has come for it in time. Without a holder: at once."""
+    with suppress(OSError):
+        holder = connect(settings.holder)
+        holder.setblocking(False)
+        reader, writer = await asyncio.open_unix_connection(sock=holder)
+        writer.write(f"orphan {settings.gateway_id}\n".encode())
+        await reader.read()
+        writer.close()
+
+
+async def serve(gateway: socket.socket, listening: socket.socket) -> None:
+    link = Link(*await asyncio.open_unix_connection(sock=gateway, limit=64 << 20))
+    settings = WorkerSettings(**json.loads(await link.reader.readline()))
     metrics = GatewayMetrics()
     limits = HoldLimits(settings.hold_timeout_s, settings.hold_limit)
-    relay = Relay(metrics, limits, lambda model: say({"holding": model}))
+    relay = Relay(metrics, limits, lambda model: link.say({"holding": model}))
+    if settings.table is not None:
+        take(Table.from_json(settings.table), relay, link)
     runner = web.AppRunner(
-        build_app(relay, metrics),
+        build_app(relay, metrics, settings.cors_origins),
         handler_cancellation=True,
-        access_log=None,
-        tcp_keepalive=True,
         shutdown_timeout=settings.finish_within_s,
     )
     await runner.setup()
-    try:
-        sock = listening_socket(settings.host, settings.port)
-    except OSError as error:
-        say({"failed": f"gateway cannot listen on {settings.host}:{settings.port}: {error.strerror}"})
-        raise SystemExit(1) from error
-    site = web.SockSite(runner, sock, backlog=BACKLOG)
-    await site.start()
-    say({"listening": sock.getsockname()[1]})
-    talking = asyncio.create_task(keep_saying_traffic(relay))
-    await follow_parent(parent, relay, metrics)
+    accepting = Accepting(listening, connection_factory(cast(web.Server, runner.server)))
+    link.say({"listening": listening.getsockname()[1]})
+    talking = asyncio.create_task(keep_saying_traffic(link, relay))
+    in_order = await told_to_stop(link, relay, metrics)
     talking.cancel()
+    if not in_order:
+        log.warning("the gateway died; serving on by its last table until it is replaced")
+        await replaced(settings)
+    await accepting.close()
     relay.stop_holding()
-    await runner.cleanup()  # no new connections, no further request on the kept ones; open requests finish
+    await runner.cleanup()  # no further request on the kept connections; open requests finish
+    if not in_order:
+        shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def main() -> None:
+    if "--apart" in sys.argv:
+        leave_caller()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
-    uvloop.run(serve())
+    gateway = socket.socket(fileno=os.dup(0))
+    fds: list[int] = []
+    with suppress(ConnectionError):  # it is not needed any more
+        gateway.send(json.dumps({"started": os.getpid()}).encode() + b"\n")
+        _, fds, _, _ = socket.recv_fds(gateway, 1, 1)  # a spare worker waits here
+    if fds:
+        uvloop.run(serve(gateway, socket.socket(fileno=fds[0])))
 
 
 if __name__ == "__main__":

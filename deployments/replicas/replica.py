@@ -17,9 +17,9 @@ from raylane.cluster.leases import Lease
 from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.directory.reports import MoveOrder, MoveResult, MoveState, ReplicaReport, ReplicaState
 from raylane.deployments.engines.base import Engine, EngineLoad, Seat
-from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.seated import SeatedEngine
 from raylane.deployments.replicas.surroundings import DirectoryLink, Host, lease_in_thread
+from raylane.deployments.slo import SloLimits
 
 log = logging.getLogger("raylane.replica")
 
@@ -46,14 +46,14 @@ class Replica:
         host: Host,
         directory: DirectoryLink,
         on_gpu_check: Callable[[bool | None], None] = lambda wrong: None,
-        limits: Callable[[], Limits | None] = lambda: None,
+        limits: Callable[[], SloLimits | None] = lambda: None,
     ) -> None:
         self._id = replica_id
         self._name = name
         self._model = model
         self._engine = engine
         self._limits = limits
-        self._known_limits: Limits | None = None
+        self._known_limits: SloLimits | None = None
         self._host = host
         self._directory = directory
         self._on_gpu_check = on_gpu_check

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 
 from raylane.deployments.sizing.config_json import ConfigJson
 
+COUNTED_ALREADY = frozenset({"su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling"})
+"""Scalings after which max_position_embeddings is the scaled length. vLLM before 0.32 multiplied it again for YaRN."""
+
 
 def longest_context(text: ConfigJson, model_type: str) -> int:
-    """Longest context, as vLLM 0.29 takes it (vllm/config/model.py, _get_and_verify_max_len).
+    """Longest context, as vLLM 0.32 takes it (vllm/config/model.py, _get_and_verify_max_len).
 
     A scaled rotary embedding stretches what the config says, except where it is counted already. It is the longest that
     can be asked for: of a LongRoPE model vLLM serves less by itself (the length before scaling).
@@ -14,12 +17,8 @@ def longest_context(text: ConfigJson, model_type: str) -> int:
     positions, factor = text.whole("max_position_embeddings"), 1.0
     for rope in _rotary(text) if model_type != "gemma3_text" else ():
         kind = str(rope.values.get("rope_type", rope.values.get("type")))
-        if kind in {"llama3", "longrope", "su"}:
-            continue
-        factor = rope.number("factor", factor)
-        if kind == "yarn":
-            key = "original_max_position_embeddings"
-            positions = text.whole(key, rope.whole(key, positions))
+        if kind not in COUNTED_ALREADY:
+            factor = rope.number("factor", factor)
     return int(positions * factor)
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from math import nan
 from statistics import median
 from typing import Any
 
-from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.samples import buckets, read_samples
 from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.slo import SloLimits, judge
 from studies.h200.senders import Ended
 
 BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 7.5, 10.0)  # bounds of vLLM 0.26's histogram of first-token times
@@ -59,18 +60,21 @@ class Missed:
     ttft_over: Mapping[str, int]
 
 
-def missed(ended: Iterable[Ended], limits: Limits, input_tokens: int) -> Missed:
+def _or_nan(seconds: float | None) -> float:
+    return nan if seconds is None else seconds
+
+
+def missed(ended: Iterable[Ended], limits: SloLimits, input_tokens: int) -> Missed:
     """Each request by itself."""
     ended = list(ended)
-    allowed_s = limits.ttft_s + limits.ttft_s_per_token * input_tokens
-    late = [one.ttft_s is not None and one.ttft_s > allowed_s for one in ended]
-    slow = [one.per_token_s is not None and one.per_token_s > limits.tpot_s for one in ended]
-    failed = [one.error is not None for one in ended]
+    found = [
+        judge(limits, one.error is None, _or_nan(one.ttft_s), one.per_token_s or 0.0, input_tokens) for one in ended
+    ]
     return Missed(
         requests=len(ended),
-        late=sum(late),
-        slow=sum(slow),
-        either=sum(any(kinds) for kinds in zip(late, slow, failed, strict=True)),
+        late=sum(one.late for one in found),
+        slow=sum(one.slow for one in found),
+        either=sum(not one.good for one in found),
         ttft_over={f"{s:g}": sum((one.ttft_s or 0.0) > s for one in ended) for s in BUCKETS_S},
     )
 

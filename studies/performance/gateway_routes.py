@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 from raylane.cluster.errors import FailedError
 from raylane.deployments.directory.reports import Endpoint, Table
+from raylane.deployments.gateway.listening import listening_socket
 from raylane.deployments.gateway.worker import WorkerSettings
 
 HOST = "127.0.0.1"
@@ -58,22 +59,23 @@ def raylane_worker(engine_port: int) -> Iterator[Route]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="raylane-metrics-"))
         log = stack.enter_context((Path(folder) / "log").open("w+"))
         stack.callback(_tell_of_log, log)
+        to_worker, theirs = socket.socketpair()
         worker = subprocess.Popen(
             [sys.executable, "-m", "raylane.deployments.gateway.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=theirs.fileno(),
             stderr=log,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": folder},
         )
-        stack.callback(_end, worker)
-        to_worker, from_worker = cast(IO[bytes], worker.stdin), cast(IO[bytes], worker.stdout)
-        stack.callback(from_worker.close)
-        stack.callback(to_worker.close)
+        theirs.close()
+        stack.enter_context(to_worker)
+        from_worker = stack.enter_context(to_worker.makefile("rb"))
+        stack.callback(_end, worker)  # before the closing, which waits for the thread that reads
         engine = Endpoint("stub-1", MODEL, f"http://{HOST}:{engine_port}", "key", reported_load=0)
         table = Table("epoch", 1, settled=True, models=(MODEL,), endpoints=(engine,))
-        for message in (asdict(WorkerSettings(HOST, 0, 1.0)), {"table": table.to_json()}):
-            to_worker.write(json.dumps(message).encode() + b"\n")
-        to_worker.flush()
+        with listening_socket(HOST, 0) as listening:
+            socket.send_fds(to_worker, [b"\0"], [listening.fileno()])
+        for message in (asdict(WorkerSettings(1.0)), {"table": table.to_json()}):
+            to_worker.sendall(json.dumps(message).encode() + b"\n")
         port = _said(from_worker, "listening")
         _said(from_worker, "applied")
         threading.Thread(target=from_worker.read, daemon=True).start()  # it reports its traffic each second

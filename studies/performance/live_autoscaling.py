@@ -38,12 +38,13 @@ from raylane.autoscaling.traces.shapes import generate, shape_from_data  # noqa:
 from raylane.autoscaling.traces.trace import Trace, between  # noqa: E402
 from raylane.cluster.catalog import need_accelerator  # noqa: E402
 from raylane.cluster.recording import load_recording  # noqa: E402
-from raylane.deployments.config.deployment import DeploymentConfig, Slo  # noqa: E402
+from raylane.deployments.config.deployment import DeploymentConfig  # noqa: E402
 from raylane.deployments.directory.reports import ModelTraffic, Snapshot  # noqa: E402
 from raylane.deployments.replicas.host import TOPOLOGY_VARIABLE  # noqa: E402
 from raylane.deployments.rollout.rollout import delete, deploy, snapshot  # noqa: E402
 from raylane.deployments.rollout.serve_api import ServeApi, dashboard_url  # noqa: E402
 from raylane.deployments.sizing.engine_settings import engine_settings  # noqa: E402
+from raylane.deployments.slo import Slo  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDING = ROOT / "cluster" / "recordings" / "l40s-x12-six-switch-pairs.json"

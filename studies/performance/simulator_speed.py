@@ -23,17 +23,23 @@ from raylane.deployments.simulator.replica import EngineModel, Replica
 from raylane.deployments.simulator.request import Outcome, Request
 from raylane.deployments.sizing.fit import EngineSettings
 from raylane.deployments.sizing.model_facts import model_facts
+from raylane.deployments.slo import Slo, judge
 
 REQUESTS = 20_000
+EIGHT_B = Slo(ttft_ms=1000, ttft_ms_per_input_token=0.25, tpot_ms=60)
+SEVENTY_B = Slo(ttft_ms=3000, ttft_ms_per_input_token=1.0, tpot_ms=110)
 CASES = {
-    "8B BF16, 1x L40S": ("llama-3-8b-shape", EngineSettings(max_model_len=8192), (1000, 0.25, 60)),
+    "8B BF16, 1x L40S": (
+        "llama-3-8b-shape",
+        EngineSettings(max_model_len=8192),
+        Slo(ttft_ms=1000, ttft_ms_per_input_token=0.25, tpot_ms=60),
+    ),
     "70B INT4, 2x L40S": (
         "llama-3-70b-shape",
         EngineSettings(quantization="awq", tensor_parallel=2, max_model_len=8192),
-        (3000, 1.0, 110),
+        SEVENTY_B,
     ),
 }
-Slo = tuple[float, float, float]
 
 
 def engine_of(name: str, settings: EngineSettings) -> EngineModel:
@@ -71,10 +77,9 @@ def run(engine: EngineModel, requests: list[Request]) -> tuple[float, list[Outco
 
 
 def good_share(outcomes: list[Outcome], slo: Slo) -> float:
-    ttft_ms, per_token_ms, tpot_ms = slo
+    limits = slo.limits()
     good = sum(
-        outcome.ttft_s * 1e3 <= ttft_ms + per_token_ms * outcome.request.input_tokens
-        and (outcome.tpot_s or 0) * 1e3 <= tpot_ms
+        judge(limits, True, outcome.ttft_s, outcome.tpot_s or 0.0, outcome.request.input_tokens).good
         for outcome in outcomes
     )
     return good / len(outcomes)

@@ -19,7 +19,21 @@ IMPURE = (
 PRESENT = re.compile(r"\bdatetime\.(now|utcnow|today)\(|\bdate\.today\(")
 
 # Class names that exist more than once today. New ones are refused; one that became unique is taken off this list.
-KNOWN_TWINS: dict[str, str] = {}
+KNOWN_TWINS: dict[str, str] = {
+    "Asked": "a request at the gateway; a request to the simulator's server",
+    "Comparison": "two endpoints of a benchmark; a measured run and its simulation",
+    "DirectoryLink": "what a gateway and what a replica asks of the directory",
+    "Holder": "of a lease; of the gateway's socket",
+    "Host": "a machine with its GPUs; what a replica needs of its machine (a Protocol)",
+    "Link": "between two GPUs; the speed that sizing reckons with; a gateway worker's pipe",
+    "Outcome": "of a replay; of a simulated request",
+    "Progress": "of a benchmark; of an engine",
+    "Refusal": "of a choice of GPUs; of a size; of a request to an engine",
+    "Replica": "a real one; a simulated one",
+    "Summary": "of a policy over replays; of a figure over requests",
+    "Table": "of a report; of endpoints",
+    "Verdict": "on a pair of GPUs; on a request",
+}
 
 
 def imported(tree: ast.Module) -> Iterator[str]:

@@ -50,7 +50,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 
 def module_rows(text: str) -> Iterator[str]:
-    """What the module tables of architecture.md name, as paths from the root: a module, or a folder with a `/` at its end."""
+    """What the module tables of architecture.md name, as paths from the root: modules, and folders that end in `/`."""
     for part in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
         heading, _, body = part.partition("\n")
         for row in re.findall(r"^\| (`.*?`) \|", body.partition("\n## ")[0], re.MULTILINE):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
 from raylane.deployments.engines.base import Seat
+from raylane.deployments.engines.guard import KEY_VARIABLE
 from raylane.deployments.engines.process import Launch
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 
@@ -30,7 +31,7 @@ class SimulatorEngine:
 
     def launch(self, seat: Seat) -> Launch:
         command = (sys.executable, "-m", "raylane.deployments.simulator.server", *self.arguments(seat))
-        return Launch(command, {"VLLM_API_KEY": seat.api_key, "CUDA_VISIBLE_DEVICES": ""}, seat.log_path)
+        return Launch(command, {KEY_VARIABLE: seat.api_key, "CUDA_VISIBLE_DEVICES": ""}, seat.log_path)
 
     def arguments(self, seat: Seat) -> tuple[str, ...]:
         """Every flag of the simulator process; see docs/simulator.md."""

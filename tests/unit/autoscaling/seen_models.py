@@ -10,7 +10,7 @@ from raylane.autoscaling.observation import ModelObservation, Observation, Phase
 from raylane.autoscaling.profile import CapacityProfile
 from raylane.autoscaling.propose import Proposer
 from raylane.autoscaling.spec import ModelSpec
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo
 
 TICK_S = 5.0
 PROMPT, OUTPUT = 500.0, 200.0

@@ -20,10 +20,10 @@ from raylane.autoscaling.spec import ModelSpec
 from raylane.autoscaling.traces.shapes import generate, shape_from_data
 from raylane.autoscaling.traces.trace import Trace
 from raylane.cluster.recording import load_recording
-from raylane.deployments.config.deployment import Slo
 from raylane.deployments.simulator.replica import EngineModel
 from raylane.deployments.simulator.request import Limits
 from raylane.deployments.simulator.step_model import StepModel
+from raylane.deployments.slo import Slo
 
 RECORDINGS = Path(__file__).parents[2] / "fixtures" / "topology"
 HOSTS = tuple(load_recording(RECORDINGS / "l40s-x12-six-switch-pairs.json"))

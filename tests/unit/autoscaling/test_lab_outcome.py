@@ -4,7 +4,7 @@ from small_lab import Script, model, scripted, setup, steps, trace
 from raylane.autoscaling.lab.outcome import good_requests, outcome
 from raylane.autoscaling.lab.world import World
 from raylane.autoscaling.traces.trace import Trace
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo
 
 SLO = Slo(ttft_ms=1000, ttft_ms_per_input_token=0.5, tpot_ms=50)
 

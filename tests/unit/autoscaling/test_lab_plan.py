@@ -217,3 +217,20 @@ def test_a_model_that_nobody_asks_for_on_a_seed_is_replayed_beside_others(folder
     counts = {name: given.requests for name, given in run.offered.items()}
     assert counts["rare"] == 0
     assert counts["busy"] > 30
+
+
+def test_a_trace_with_a_doubtful_clock_asks_for_its_unit_and_takes_it(folder: Path) -> None:
+    rows = "".join(f"{second},100,50\n" for second in range(60))
+    (folder / "clock.csv").write_text(f"timestamp,input_length,output_length\n{rows}", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"model m: .*clock\.csv: timestamp: .* doubtful: .* unit: s or unit: ms"):
+        offered(plan({"trace": "clock.csv"}), folder)
+    ((run,),) = replay(plan({"trace": "clock.csv", "unit": "s"}), folder, 1)
+    told = results(plan({"trace": "clock.csv", "unit": "s"}), [run])["traffic"][0]["source"]
+    assert "times in seconds (as asked)" in told
+    assert run.outcome is not None
+    assert run.outcome["hours"] > 59 / 3600
+
+
+def test_a_shape_has_no_unit() -> None:
+    with pytest.raises(UsageError, match="a shape has no file"):
+        plan({"shape": STEADY, "unit": "ms"})

@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from seen_models import PROFILE
 
 from raylane.autoscaling.profile import CapacityProfile, capacity_profile
-from raylane.deployments.config.deployment import Slo
 from raylane.deployments.simulator.replica import EngineModel, Replica
 from raylane.deployments.simulator.request import Limits, Request
 from raylane.deployments.simulator.step_model import StepModel
+from raylane.deployments.slo import Slo
 
 TOKENS = st.floats(1.0, 20_000.0)
 ENGINE = EngineModel(

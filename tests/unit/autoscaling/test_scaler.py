@@ -179,7 +179,7 @@ async def test_the_loop_decides_at_once_when_a_model_is_woken() -> None:
     one = bench({"m": 0}, {"decide_every_s": 300}, m={"replicas": {"min": 0, "max": 2}})
     one.cluster.wakes = [(4, ("m",)), (5, ("m",))]
     running = asyncio.create_task(one.scaler.run())
-    for _ in range(100):
+    for _ in range(1000):
         await asyncio.sleep(0.02)
         if one.cluster.asked:
             break

@@ -10,12 +10,12 @@ import pytest
 from raylane.benchmarks.records import RawReply
 from raylane.benchmarks.sse import RawBody
 from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport, ReplicaState, Snapshot
-from raylane.deployments.engines.misses import Limits
+from raylane.deployments.slo import SloLimits
 from studies.h200.course import row
 from studies.h200.seen import answers, first_change, grown, missed, open_across, ttft_over, unix_s
 from studies.h200.senders import Ended, ended
 
-LIMITS = Limits(ttft_s=1.0, ttft_s_per_token=0.00025, tpot_s=0.06)
+LIMITS = SloLimits(ttft_s=1.0, ttft_s_per_token=0.00025, tpot_s=0.06)
 
 
 def request(

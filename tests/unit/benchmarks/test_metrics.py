@@ -7,7 +7,7 @@ from raylane.benchmarks import metrics
 from raylane.benchmarks.metrics import CaseFacts, StreamPlan, Window, case_result
 from raylane.benchmarks.records import RequestRecord
 from raylane.benchmarks.results import CaseResult
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo
 
 SLO = Slo(ttft_ms=200, ttft_ms_per_input_token=1.0, tpot_ms=60, attainment=0.9)
 WINDOW = Window(10.0, 20.0)

@@ -21,7 +21,7 @@ from raylane.benchmarks.run_folder import RunFolder, check_writable
 from raylane.benchmarks.spool import Spool, read_spool
 from raylane.benchmarks.sse import RawBody
 from raylane.cluster.errors import UsageError
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo
 
 STARTED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 PLAN = BenchmarkPlan.from_data(

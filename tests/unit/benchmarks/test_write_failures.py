@@ -18,7 +18,7 @@ from raylane.benchmarks import load_run
 from raylane.benchmarks.driver import run_plan
 from raylane.benchmarks.run_folder import check_writable
 from raylane.benchmarks.writing import replace_text
-from raylane.cli.main import app
+from raylane.cli.app import build_app
 from raylane.cluster.errors import FailedError, UsageError
 
 
@@ -128,7 +128,7 @@ def full(folder: Path) -> None:
 def test_a_run_that_cannot_be_written_is_shown_all_the_same(tmp_path: Path, arguments: list[str]) -> None:
     folder = write_run(tmp_path)
     full(folder)
-    done = CliRunner().invoke(app, ["report", str(folder), *arguments])
+    done = CliRunner().invoke(build_app(["report"]), ["report", str(folder), *arguments])
     assert "m<b>" in done.stdout
     assert isinstance(done.exception, FailedError)
     assert str(done.exception).startswith(f"{folder}/report.html: cannot be written: ")
@@ -138,6 +138,6 @@ def test_a_run_that_cannot_be_written_is_shown_all_the_same(tmp_path: Path, argu
 def test_one_run_that_cannot_be_written_does_not_keep_another_from_it(tmp_path: Path) -> None:
     first, second = write_run(tmp_path), write_run(tmp_path)
     full(first)
-    done = CliRunner().invoke(app, ["report", str(first), str(second)])
+    done = CliRunner().invoke(build_app(["report"]), ["report", str(first), str(second)])
     assert isinstance(done.exception, FailedError)
     assert (second / "report.md").is_file()

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from raylane.autoscaling.live.idle import IdleHost, Idleness, IdleReplica
 from raylane.autoscaling.live.status import ModelStatus, ReplicaChange, ScalerStatus
 from raylane.autoscaling.rules.registry import deployable_policies
-from raylane.cli.main import app
+from raylane.cli.app import build_app
 from raylane.cli.scaling import show
 from raylane.cluster.errors import UsageError
 
@@ -86,13 +86,13 @@ def test_a_wrong_policy_is_refused_wherever_a_config_is_read(
     model = {"source": "builtin:llama-3-8b-shape", "engine": {"kind": "simulator", "max_model_len": 8192}}
     path = tmp_path / "models.yaml"
     path.write_text(json.dumps({"models": {"m": model}, "scaling": scaling}))
-    done = CliRunner().invoke(app, [*command, str(path)])
+    done = CliRunner().invoke(build_app(command), [*command, str(path)])
     assert isinstance(done.exception, UsageError)
     assert str(done.exception).startswith(f"{path}: scaling.{next(iter(scaling))}: ")
     assert problem in str(done.exception)
 
 
 def test_the_schema_lists_the_policies() -> None:
-    found = json.loads(CliRunner().invoke(app, ["schema"]).stdout)
+    found = json.loads(CliRunner().invoke(build_app(["schema"]), ["schema"]).stdout)
     listed = found["$defs"]["ScalingConfig"]["properties"]["policy"]
     assert (listed["default"], listed["enum"]) == ("slo", list(deployable_policies()))

@@ -19,7 +19,17 @@ from raylane.cli.node import down_text
 from raylane.cluster import node
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Host, LinkLevel
-from raylane.cluster.node import NodeState, down, expect_token, head_ip_of, read_state, up, works
+from raylane.cluster.node import (
+    NodeState,
+    check_ray_folder,
+    down,
+    expect_token,
+    head_ip_of,
+    hosts_inside,
+    read_state,
+    up,
+    works,
+)
 from raylane.cluster.processes import name_of, processes_with
 from raylane.cluster.ray_start import (
     MARK,
@@ -429,6 +439,24 @@ def test_a_host_whose_gpus_are_hidden_is_not_started(
     assert ray.starts == 0
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        pytest.param("TMPDIR", "/tmp/" + "x" * 60, "TMPDIR: Ray's sockets need a path of at most", id="too long"),
+        pytest.param("TMPDIR", "/tmp/b-ü", "TMPDIR: Ray's sockets need a path of", id="not ASCII"),
+        pytest.param("RAY_TMPDIR", "/proc/no", "RAY_TMPDIR: Ray's folder /proc/no/ray cannot be made", id="not there"),
+    ],
+)
+def test_a_folder_that_ray_cannot_use_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=says):
+        check_ray_folder(HEAD)
+    check_ray_folder(NodeRequest("192.0.2.1:6379"))  # a worker takes the head's
+
+
 def test_a_head_that_does_not_answer_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node, "HEAD_ANSWERS_S", 0.0)
     with socket.socket() as taken:  # bound and not listening: connections are refused
@@ -502,3 +530,33 @@ def test_token_of_the_cluster(
 
 def test_the_deploy_script_hands_on_its_arguments() -> None:
     assert command(["a.yaml", "--json"])[1:] == ["-m", "raylane.cli.main", "deploy", "a.yaml", "--json"]
+
+
+def test_a_mode_that_ray_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "tokens")
+    with pytest.raises(UsageError, match="RAY_AUTH_MODE: expected token or disabled"):
+        expect_token()
+
+
+def test_without_a_home_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(UsageError, match="HOME is not set"):
+        expect_token()
+
+
+def test_no_proxy_names_this_host_the_head_and_the_launchers_workers(tmp_path: Path) -> None:
+    file = tmp_path / "bootstrap.yaml"
+    file.write_text("provider: {head_ip: 192.0.2.1, worker_ips: [192.0.2.2, gpu-c]}")
+    head = NodeRequest(None, own_address="192.0.2.1", autoscaling_config=file)
+    worker = NodeRequest("[fd00::1]:6379", own_address="fd00::2")
+    assert hosts_inside(head) == ("192.0.2.1", "192.0.2.2", "gpu-c")
+    assert hosts_inside(worker) == ("fd00::2", "fd00::1")
+    base = {"https_proxy": "http://proxy.example:3128", "no_proxy": "intra.example"}
+    environment = start_environment(base, head, "mark", hosts_inside(head))
+    assert {"intra.example", "127.0.0.1", *hosts_inside(head)} <= set(environment["no_proxy"].split(","))
+    assert environment["https_proxy"] == base["https_proxy"]

@@ -38,7 +38,7 @@ def test_a_process_that_is_dead_but_not_yet_collected_is_not_found() -> None:
     mark = uuid.uuid4().hex
     with child(DEAF, mark) as process:
         process.kill()
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + 20
         while processes_with(NAME, mark) and time.monotonic() < deadline_s:
             time.sleep(0.01)
         assert processes_with(NAME, mark) == []
@@ -49,18 +49,18 @@ def test_what_does_not_end_by_itself_is_killed_after_the_grace() -> None:
     with child(DEAF, mark) as process:
         began_s = time.monotonic()
         end_processes_with(NAME, mark, grace_s=0.3)
-        assert 0.3 <= time.monotonic() - began_s < 10
-        assert process.wait(1) == -9
+        assert 0.3 <= time.monotonic() - began_s < 20
+        assert process.wait(20) == -9
 
 
 def test_what_ends_by_itself_within_the_grace_is_left_to_do_so() -> None:
     mark = uuid.uuid4().hex
     with child(QUICK, mark) as process:
-        end_processes_with(NAME, mark, grace_s=10.0)
-        assert process.wait(1) == 0
+        end_processes_with(NAME, mark, grace_s=30.0)
+        assert process.wait(20) == 0
 
 
 def test_without_such_processes_it_returns_at_once() -> None:
     began_s = time.monotonic()
     end_processes_with(NAME, uuid.uuid4().hex, grace_s=30.0)
-    assert time.monotonic() - began_s < 10
+    assert time.monotonic() - began_s < 20

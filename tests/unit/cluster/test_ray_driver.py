@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import ray
 
-from raylane.cluster import local_ray, ray_driver
+from raylane.cluster import ray_driver
 from raylane.cluster.errors import FailedError, UsageError
-from raylane.cluster.local_ray import local_environment, temporary_folder
-from raylane.cluster.ray_driver import environment, init, join
+from raylane.cluster.local_ray import OWN_FOLDER, local_environment, temporary_folder
+from raylane.cluster.ray_driver import FOLDER_BYTES, LONGEST_SOCKET, environment, init, join
 
 NOBODY = "127.0.0.1:1"
 
@@ -94,7 +94,9 @@ def test_whatever_ray_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, error:
 
 def test_ray_does_not_take_over_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
     def take(**options: Any) -> None:
-        ray._private.utils.set_sigterm_handler(lambda *_: sys.exit(15))
+        ray._private.utils.set_sigterm_handler(  # type: ignore[no-untyped-call]
+            lambda *_: sys.exit(15)
+        )
 
     def own(*_: object) -> None: ...
 
@@ -152,9 +154,9 @@ def test_rays_sockets_get_a_folder_that_they_fit_in(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_socket_fits_below_the_longest_folder_that_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    room = local_ray.SOCKET_PATH_BYTES - len(local_ray.LONGEST_SOCKET)
+    room = FOLDER_BYTES - len(OWN_FOLDER)
     folder = Path("/tmp") / f"{os.getpid()}{time.monotonic_ns()}"[-(room - len("/tmp/")) :].rjust(room - 5, "x")
-    socket_path = Path(f"{folder}{local_ray.LONGEST_SOCKET}")
+    socket_path = Path(f"{folder}{OWN_FOLDER}{LONGEST_SOCKET}")
     socket_path.parent.mkdir(parents=True)
     try:
         monkeypatch.setattr(tempfile, "tempdir", str(folder))

@@ -10,7 +10,7 @@ from raylane.benchmarks.results import RunResults
 from raylane.cluster.errors import UsageError
 from raylane.cost.prices import Price, PriceBook, shipped_prices
 from raylane.cost.run_cost import run_costs
-from raylane.deployments.config.deployment import Slo
+from raylane.deployments.slo import Slo
 
 
 @pytest.mark.parametrize(

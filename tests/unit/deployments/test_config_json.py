@@ -48,9 +48,9 @@ CONTEXTS = [
     pytest.param(llama(rope_scaling={"rope_type": "dynamic", "factor": None}), 8192, id="no factor"),
     pytest.param(llama(rope_scaling={"factor": 2.0}), 16384, id="a factor of no type"),
     pytest.param(llama(rope_scaling=LLAMA_3), 8192, id="Llama 3.1's, counted already"),
-    pytest.param(llama(rope_scaling=yarn(original_max_position_embeddings=4096)), 16384, id="YaRN"),
-    pytest.param(llama(rope_parameters=yarn(original_max_position_embeddings=4096)), 16384, id="YaRN, the new key"),
-    pytest.param(llama(rope_parameters=yarn()), 32768, id="YaRN from the positions"),
+    pytest.param(llama(rope_scaling=yarn(original_max_position_embeddings=4096)), 8192, id="YaRN, counted already"),
+    pytest.param(llama(rope_parameters=yarn(original_max_position_embeddings=4096)), 8192, id="YaRN, the new key"),
+    pytest.param(llama(rope_parameters=yarn()), 8192, id="YaRN without an original length"),
     pytest.param(
         llama(original_max_position_embeddings=2048, rope_parameters=yarn(original_max_position_embeddings=4096)),
         8192,

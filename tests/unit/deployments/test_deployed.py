@@ -6,9 +6,9 @@ import pytest
 
 from raylane.cluster.errors import UsageError
 from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.directory import deployed
 from raylane.deployments.directory.deployed import READ_EVERY_S, DeployedLimits, deployed_names, only, recall, remember
-from raylane.deployments.directory.directory import deployed
-from raylane.deployments.engines.misses import Limits
+from raylane.deployments.slo import SloLimits
 
 CONFIG = DeploymentConfig.model_validate(
     {
@@ -89,7 +89,7 @@ def test_the_limits_of_a_models_slo_are_those_deployed_now(monkeypatch: pytest.M
     remember(CONFIG)
     assert with_slo() is None, "read not long ago"
     now_s += READ_EVERY_S
-    assert with_slo() == Limits(1.0, 0.0, 0.06)
+    assert with_slo() == SloLimits(1.0, 0.0, 0.06)
     assert without() is None
 
 
@@ -105,4 +105,4 @@ def test_the_limits_hold_while_the_store_does_not_answer(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(deployed, "recall", fails)
     now_s += 2 * READ_EVERY_S
-    assert limits() == before == Limits(1.0, 0.0, 0.06)
+    assert limits() == before == SloLimits(1.0, 0.0, 0.06)

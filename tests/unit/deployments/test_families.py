@@ -196,7 +196,7 @@ def test_what_mistrals_own_file_says_of_experts_windows_formats_and_length(tmp_p
         tmp_path, sliding_window=[None, 512], yarn={"factor": 4, "original_max_position_embeddings": 8192}
     )
     assert [(each.layers, each.window) for each in local.kv_layers] == [(4, None), (4, 512)]
-    assert local.max_position_embeddings == 32_768
+    assert local.max_position_embeddings == 128_000
     tied = of_params(tmp_path, tied_embeddings=True, multimodal={"vision_encoder_args": {"hidden_size": 64}})
     assert tied.parameters == 191_382_528 - 32000 * 1024
     assert tied.notes == ("the vision tower is not counted",)

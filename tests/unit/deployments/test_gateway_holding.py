@@ -23,10 +23,10 @@ from simulated_engine import SimulatedEngine, simulators, tapped, turn
 from raylane.deployments.directory.reports import Endpoint, ModelTraffic, Table
 from raylane.deployments.gateway import asked, holding, upstream
 from raylane.deployments.gateway import relay as relay_module
+from raylane.deployments.gateway.api import build_app
 from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.relay import Relay
-from raylane.deployments.gateway.worker import build_app
 
 KEY = "key"
 HELLO = {"prompt": "hello", "max_tokens": 1}

@@ -10,10 +10,10 @@ import os
 import signal
 import socket
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,22 +22,34 @@ from fake_engine import FakeEngine, serving
 from simulated_engine import simulators, tapped, turn
 
 from raylane.cluster.errors import FailedError
+from raylane.cluster.processes import processes_with
 from raylane.deployments.config.deployment import GatewayConfig
 from raylane.deployments.directory.directory import Directory
 from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport, ReplicaState, Table
 from raylane.deployments.gateway.gateway import Gateway, process_count
 
 KEY = "engine-key"
+MARK = "RAYLANE_TEST_GATEWAY"
 EITHER = pytest.mark.parametrize("engine_port", ["stub", "simulator"], indirect=True)
 
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port that nobody else gets meanwhile; bound, not listening, it takes no connections from the workers."""
+    """A port that nobody else gets meanwhile: bound, not listening, so that another may still bind and listen."""
     with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
+
+
+@contextmanager
+def marked() -> Iterator[str]:
+    """Processes started meanwhile carry this value of MARK in their environment."""
+    os.environ[MARK] = mark = uuid.uuid4().hex
+    try:
+        yield mark
+    finally:
+        del os.environ[MARK]
 
 
 def report(engine: FakeEngine, replica: str = "r", state: ReplicaState = ReplicaState.READY) -> ReplicaReport:
@@ -47,25 +59,20 @@ def report(engine: FakeEngine, replica: str = "r", state: ReplicaState = Replica
 class Running:
     """A started gateway, its directory and one engine."""
 
-    def __init__(self, gateway: Gateway, directory: Directory, engine: FakeEngine, port: int) -> None:
+    def __init__(self, gateway: Gateway, directory: Directory, engine: FakeEngine, port: int, mark: str) -> None:
+        self.mark = mark
         self.gateway = gateway
         self.directory = directory
         self.engine = engine
         self.url = f"http://127.0.0.1:{port}"
 
     def workers(self) -> list[int]:
-        """Process ids of the workers, children of this process."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):
-                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                    if (
-                        parent == os.getpid()
-                        and b"raylane.deployments.gateway.worker" in (entry / "cmdline").read_bytes()
-                    ):
-                        found.append(int(entry.name))
-        return found
+        """Process ids of the workers that serve."""
+        return [worker.pid for worker in self.gateway._workers.values() if worker.alive and worker.pid is not None]
+
+    def processes(self) -> list[int]:
+        """All processes that the gateway has started: workers, the spare one, the holder."""
+        return processes_with(MARK, self.mark)
 
     async def models(self) -> list[str]:
         """One fresh connection, so the kernel picks a worker."""
@@ -130,18 +137,18 @@ async def gateway(
 ) -> AsyncIterator[Running]:
     """`engine_port` is that of a simulator process; without it there is a fake engine."""
     kind: Any = serving(KEY) if engine_port is None else tapped(engine_port)
-    with reserved_port() as port:
+    with reserved_port() as port, marked() as mark:
         async with kind as engine:
             directory = Directory()
             config = GatewayConfig(port=port, processes_per_host=processes, hold_timeout_s=hold_timeout_s)
             made = Gateway(config, directory)
             await made.start()
-            running = Running(made, directory, engine, port)
+            running = Running(made, directory, engine, port, mark)
             try:
                 yield running
             finally:
-                await asyncio.wait_for(made.stop(0.0), 10)
-                await until(lambda: running.workers() == [])
+                await asyncio.wait_for(made.stop(0.0), 20)
+                await until(lambda: running.processes() == [])
 
 
 @EITHER
@@ -305,28 +312,54 @@ async def test_a_client_that_keeps_its_connection_busy_does_not_hold_up_the_stop
         assert took_s < 10.0
 
 
-async def test_workers_end_when_their_parent_is_gone() -> None:
-    """A gateway replica that is killed closes the pipes; so does closing them here."""
-    async with gateway() as running:
-        for worker in running.gateway._workers.values():
-            assert worker.process.stdin is not None
-            worker.process.stdin.close()
-            await asyncio.wait_for(worker.process.wait(), 20.0)
-
-
 async def test_a_port_that_another_program_listens_on_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         made = Gateway(GatewayConfig(port=port, processes_per_host=2), Directory())
         with pytest.raises(FailedError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
             await made.start()
-    assert [worker.process.returncode for worker in made._workers.values()] == [1]
+    assert made._workers == {}
 
 
 async def test_an_address_that_is_not_this_hosts_is_named() -> None:
     made = Gateway(GatewayConfig(host="192.0.2.1", processes_per_host=1), Directory())
     with pytest.raises(FailedError, match=r"192\.0\.2\.1:8000: Cannot assign requested address"):
         await made.start()
+
+
+def has_ipv6() -> bool:
+    with suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(("host", "clients"), [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"])])
+async def test_addresses_of_ipv6_for_gateway_and_engine(host: str, clients: list[str]) -> None:
+    engine = FakeEngine(KEY)
+    await engine.listen("::1")
+    engine.url = f"http://[::1]:{engine.port}"
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+        port = probe.getsockname()[1]
+    made = Gateway(GatewayConfig(host=host, port=port), Directory(), cores=1)
+    await made.start()
+    try:
+        await made._directory.report(report(engine))  # type: ignore[attr-defined]
+        for client in clients:
+            address = f"[{client}]" if ":" in client else client
+            running = Running(made, Directory(), engine, port, "")
+            running.url = f"http://{address}:{port}"
+
+            async def known(running: Running = running) -> bool:
+                return await running.on_every_worker() == {'["tiny"]'}
+
+            await until(known)
+            assert (await running.post())[0] == 200
+        with pytest.raises(FailedError, match=rf"cannot listen on \[{host}\]:{port}: Address already in use"):
+            await Gateway(GatewayConfig(host=host, port=port), Directory(), cluster="other").start()
+    finally:
+        await made.stop(0.0)
+        await engine.stop()
 
 
 @EITHER
@@ -353,7 +386,7 @@ async def test_it_says_when_no_worker_is_left() -> None:
 @pytest.mark.parametrize(
     ("asked", "cores", "processes"),
     [
-        pytest.param("auto", 2, 1, id="at least one"),
+        pytest.param("auto", 2, 2, id="at least two"),
         pytest.param("auto", 16, 2, id="one for every eight cores"),
         pytest.param("auto", 31, 3, id="whole eights only"),
         pytest.param("auto", 384, 8, id="at most eight"),

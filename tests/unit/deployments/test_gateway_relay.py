@@ -23,11 +23,11 @@ from fake_engine import FakeEngine, Manner, pattern, serving
 from simulated_engine import simulators, tapped, turn
 
 from raylane.deployments.directory.reports import Endpoint, ModelTraffic, Table
-from raylane.deployments.gateway import relay as relay_module
+from raylane.deployments.gateway.api import build_app
 from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.relay import Relay
-from raylane.deployments.gateway.worker import build_app
+from raylane.deployments.gateway.reply import HIGH_WATER_BYTES
 
 KEY = "engine-key-that-no-client-may-see"
 CHAT = "/v1/chat/completions"
@@ -490,6 +490,22 @@ async def test_a_broken_stream_to_a_client_of_http_1_0_ends_with_an_error_event_
     assert b"engine_error" in (await wire.rest()).split(b"\n\n")[-2]
 
 
+async def test_a_compressed_stream_that_breaks_is_cut_off_as_plain_text_would_not_be_read(one: Front) -> None:
+    headers = {"content-type": "text/event-stream", "content-encoding": "gzip"}
+    wire = await one.raw({"stream": True, "fake": {"die": "after_events", "events": 2, "headers": headers}})
+    assert "content-encoding: gzip" in await wire.head()
+    assert b"engine_error" not in await wire.rest()
+
+
+async def test_engines_are_not_asked_to_compress_and_compressed_replies_pass_unchanged(one: Front) -> None:
+    packed = "\x1f\x8b not really gzip"
+    reply = {"body": packed, "headers": {"content-encoding": "gzip", "content-type": "application/json"}}
+    wire = await one.raw({"fake": reply}, extra="accept-encoding: gzip\r\nconnection: close\r\n")
+    assert "content-encoding: gzip" in await wire.head()
+    assert await wire.rest() == packed.encode()
+    assert "accept-encoding" not in one.engines[0].seen[0].headers
+
+
 @pytest.mark.parametrize("chunked", [False, True], ids=["by length", "chunked"])
 async def test_a_whole_reply_that_breaks_is_cut_off_so_that_nobody_takes_it_for_complete(
     one: Front, chunked: bool
@@ -535,6 +551,19 @@ async def test_a_stream_goes_on_when_its_replica_leaves_the_table_to_drain(one: 
 
 
 # Clients that leave or are slow.
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["in the stream", "before the head"])
+async def test_a_client_that_closes_its_half_of_the_connection_has_left(one: Front, stream: bool) -> None:
+    """It cannot be told from one that has closed both halves, whose engine would work in vain."""
+    manner = turn(10_000, each_s=0.02) if stream else {"fake": {"first_s": 600.0}}
+    wire = await one.raw({"stream": True, **manner})
+    await until(lambda: one.engines[0].running == 1)
+    wire.writer.write_eof()
+    await until(lambda: one.engines[0].running == 0)
+    assert one.engines[0].aborted == 1
+    assert not (await wire.rest()).endswith(b"0\r\n\r\n")
+    assert one.relay.traffic()["tiny"].cancelled == 1
 
 
 @pytest.mark.parametrize(
@@ -590,7 +619,7 @@ async def test_a_slow_client_gets_everything_and_the_gateway_holds_little(one: F
     while data := await wire.reader.read(1 << 20):
         most = max(most, one.transports[-1].get_write_buffer_size())
         received += data
-    assert most < 4 * relay_module.HIGH_WATER_BYTES
+    assert most < 4 * HIGH_WATER_BYTES
     assert unchunked(bytes(received)) == pattern(size_bytes)
 
 
@@ -614,11 +643,11 @@ async def test_the_connection_of_a_slow_client_serves_the_next_one_at_once(one: 
         slow.connect(("127.0.0.1", one.port))
         slow.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: g\r\ncontent-length: {len(content)}\r\n\r\n{content}".encode())
         await until(lambda: engine.tokens == 1)
-        await fill(one.transports[0], relay_module.HIGH_WATER_BYTES - 16_384)
+        await fill(one.transports[0], HIGH_WATER_BYTES - 16_384)
         engine.gate.set()
         await until(lambda: engine.sent != [])
         await asyncio.sleep(0.1)
-        assert one.transports[0].get_write_buffer_size() > relay_module.HIGH_WATER_BYTES
+        assert one.transports[0].get_write_buffer_size() > HIGH_WATER_BYTES
         if leaves:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             slow.close()

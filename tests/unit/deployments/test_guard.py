@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raylane.deployments.engines.guard import ALLOWED, FORWARDED, KeyGuard
-from raylane.deployments.gateway.worker import POSTS
+from raylane.deployments.gateway.api import POSTS
 
 KEY = "the-key"
 RIGHT = ((b"authorization", b"Bearer the-key"),)

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raylane.deployments.engines.base import EngineLoad, read_load
-from raylane.deployments.engines.misses import Limits, above
+from raylane.deployments.engines.misses import above
 from raylane.deployments.engines.samples import buckets, number, read_samples
 from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine
 from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.slo import SloLimits
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "engines"
 GAUGES = VllmEngine.gauges
-LIMITS = Limits(ttft_s=1.0, ttft_s_per_token=0.0, tpot_s=0.06)
+LIMITS = SloLimits(ttft_s=1.0, ttft_s_per_token=0.0, tpot_s=0.06)
 NOT_NUMBERS = """\
 vllm:num_requests_running{engine="0"} NaN
 vllm:num_requests_waiting{engine="0"} +Inf
@@ -121,7 +122,7 @@ def test_misses_of_a_page(page: str, missed: float | None) -> None:
 
 
 def test_without_prompt_tokens_their_allowance_is_not_known() -> None:
-    limits = Limits(ttft_s=1.0, ttft_s_per_token=0.001, tpot_s=0.06)
+    limits = SloLimits(ttft_s=1.0, ttft_s_per_token=0.001, tpot_s=0.06)
     page = histogram("1", "4", "10")
     assert read_load(page, GAUGES, limits).missed_total is None
     assert read_load(f"{page}vllm:prompt_tokens_total NaN\n", GAUGES, limits).missed_total is None

@@ -3,10 +3,11 @@
 import pytest
 
 from raylane.deployments.engines.base import read_load
-from raylane.deployments.engines.misses import Limits, above, missed_total
+from raylane.deployments.engines.misses import above, missed_total
+from raylane.deployments.slo import SloLimits
 
 NAMES = {"ttft": "vllm:time_to_first_token_seconds", "tpot": "vllm:request_time_per_output_token_seconds"}
-LIMITS = Limits(ttft_s=1.0, ttft_s_per_token=0.0, tpot_s=0.06)
+LIMITS = SloLimits(ttft_s=1.0, ttft_s_per_token=0.0, tpot_s=0.06)
 
 
 def page(name: str, counts: dict[str, int], engine: int = 0) -> str:
@@ -40,7 +41,7 @@ def test_engines_of_one_server_are_added_up() -> None:
 
 def test_long_prompts_may_take_longer() -> None:
     text = page(NAMES["ttft"], {"1.0": 4, "2.5": 8, "+Inf": 10})
-    limits = Limits(1.0, 0.001, 0.06)
+    limits = SloLimits(1.0, 0.001, 0.06)
     assert missed_total(text, NAMES, limits, prompt_tokens_total=15_000) == 2
     assert missed_total(text, NAMES, limits, prompt_tokens_total=0) == 6
 

@@ -309,11 +309,6 @@ def test_a_number_that_is_none_is_refused_by_file_key_and_value(
             id="factor",
         ),
         pytest.param(
-            {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": "8k"}},
-            "original_max_position_embeddings: not a positive whole number (got '8k')",
-            id="original positions",
-        ),
-        pytest.param(
             {"quantization_config": "awq"}, "quantization_config: not an object (got 'awq')", id="a bare name"
         ),
         *(

@@ -16,8 +16,8 @@ from raylane.deployments.directory.reports import (
     ReplicaState,
     Snapshot,
 )
+from raylane.deployments.rollout import moving
 from raylane.deployments.rollout.moving import find_replica, move
-from raylane.deployments.rollout.rollout import moving
 
 
 def report(replica: str, state: ReplicaState = ReplicaState.READY, move: MoveResult | None = None) -> ReplicaReport:

@@ -218,6 +218,11 @@ async def stream(endpoint: Endpoint, events: int, each_s: float) -> bytes:
         return await answer.read()
 
 
+def open_stream(endpoint: Endpoint) -> "asyncio.Task[bytes]":
+    """A stream that goes on until the engine is told that it is enough."""
+    return asyncio.create_task(stream(endpoint, 10_000, 0.05))
+
+
 async def keep_polling(directory: Directory, gateway: str) -> None:
     """A gateway that applies every table at once."""
     seen = Table("", 0, False, (), ())
@@ -346,11 +351,12 @@ async def test_it_starts_without_a_directory_and_is_announced_when_there_is_one(
 async def test_it_reports_the_engines_load(bench: Bench) -> None:
     async with bench.started():
         endpoint = await bench.endpoint()
-        streams = [asyncio.create_task(stream(endpoint, 80, 0.05)) for _ in range(3)]
+        streams = [open_stream(endpoint) for _ in range(3)]
         await until(lambda: bench.directory.reports[-1].load.running == 3)
-        await asyncio.gather(*streams)
+        await tell(endpoint, enough=True)
+        sent = sum(text.count(b"data: {") for text in await asyncio.gather(*streams))
         await until(lambda: bench.directory.reports[-1].load.running == 0)
-        assert (bench.directory.reports[-1].load.output_tokens_total or 0) >= 240
+        assert (bench.directory.reports[-1].load.output_tokens_total or 0) >= sent >= 3
 
 
 async def test_a_killed_engine_is_noticed_withdrawn_and_cleaned_up(bench: Bench) -> None:
@@ -522,9 +528,12 @@ async def test_it_comes_back_after_the_directory_was_away(bench: Bench) -> None:
 async def test_running_streams_finish_before_the_engine_stops(bench: Bench) -> None:
     async with bench.started() as replica:
         endpoint = await bench.endpoint()
-        streams = [asyncio.create_task(stream(endpoint, 80, 0.05)) for _ in range(5)]
+        streams = [open_stream(endpoint) for _ in range(5)]
         await until(lambda: bench.directory.reports[-1].load.running == 5)
-        await replica.drain()
+        draining = asyncio.create_task(replica.drain())
+        await until(lambda: bench.directory.states[-1] is ReplicaState.DRAINING)
+        await tell(endpoint, enough=True)
+        await asyncio.wait_for(draining, 20.0)
         assert [text.endswith(b"[DONE]\n\n") for text in await asyncio.gather(*streams)] == [True] * 5
         assert bench.directory.states[-1] is ReplicaState.DRAINING
         bench.assert_nothing_left()
@@ -554,7 +563,7 @@ async def test_the_engine_runs_until_every_gateway_knows_that_it_drains(bench: B
         news = await bench.directory.poll("slow", before.epoch, before.version, 0.0, {})
         assert (news.endpoints, news.draining) == ((), (bench.id,))
         await bench.directory.poll("slow", news.epoch, news.version, 0.0, {})
-        await asyncio.wait_for(draining, 5.0)
+        await asyncio.wait_for(draining, 20.0)
         quick.cancel()
 
 
@@ -564,16 +573,20 @@ async def test_a_gateway_that_never_answers_is_waited_for_only_so_long(
     short("GATEWAYS_WAIT_S", 0.3)
     async with bench.started() as replica:
         await bench.directory.poll("deaf", "", 0, 0.0, {})
-        await asyncio.wait_for(replica.drain(), 5.0)
+        await asyncio.wait_for(replica.drain(), 20.0)
         bench.assert_nothing_left()
 
 
 async def test_a_drain_without_a_directory_still_lets_streams_finish(bench: Bench) -> None:
     async with bench.started() as replica:
-        running = asyncio.create_task(stream(await bench.endpoint(), 80, 0.05))
+        endpoint = await bench.endpoint()
+        running = open_stream(endpoint)
         await until(lambda: bench.directory.reports[-1].load.running == 1)
         bench.directory.away = True
-        await asyncio.wait_for(replica.drain(), 20.0)
+        draining = asyncio.create_task(replica.drain())
+        await asyncio.sleep(0.5)
+        await tell(endpoint, enough=True)
+        await asyncio.wait_for(draining, 20.0)
         assert (await running).endswith(b"[DONE]\n\n")
         bench.assert_nothing_left()
 
@@ -582,6 +595,7 @@ async def test_a_drain_with_a_directory_that_never_answers_ends(
     bench: Bench, short: Callable[[str, float], None]
 ) -> None:
     short("GATEWAYS_WAIT_S", 0.3)
+    short("TELL_TIMEOUT_S", 0.3)
     async with bench.started(drain_timeout_s=0.2) as replica:
         bench.directory.report_gate.clear()
         bench.directory.withdraw_takes_s = 600.0
@@ -775,9 +789,12 @@ async def test_the_engine_runs_on_the_cpus_of_its_gpus_and_says_so(bench: Bench)
 async def test_a_move_lets_streams_finish_and_serves_from_the_other_gpu(bench: Bench) -> None:
     async with bench.started() as replica:
         before = await bench.endpoint()
-        streams = [asyncio.create_task(stream(before, 80, 0.05)) for _ in range(3)]
+        streams = [open_stream(before) for _ in range(3)]
         await until(lambda: bench.directory.reports[-1].load.running == 3)
-        said = await asyncio.wait_for(replica.move(), 20.0)
+        moving = asyncio.create_task(replica.move())
+        await until(lambda: bench.directory.states[-1] is ReplicaState.DRAINING)
+        await tell(before, enough=True)
+        said = await asyncio.wait_for(moving, 20.0)
         assert said == "moved from GPU-0 to GPU-1: elsewhere"
         assert [text.endswith(b"[DONE]\n\n") for text in await asyncio.gather(*streams)] == [True] * 3
         after = await bench.endpoint()
@@ -849,11 +866,15 @@ async def test_an_engine_that_starts_neither_there_nor_where_it_was_is_given_up(
 
 async def test_a_drain_in_the_middle_of_a_move_ends_both_and_lets_streams_finish(bench: Bench) -> None:
     async with bench.started() as replica:
-        running = asyncio.create_task(stream(await bench.endpoint(), 80, 0.05))
+        endpoint = await bench.endpoint()
+        running = open_stream(endpoint)
         await until(lambda: bench.directory.reports[-1].load.running == 1)
         await bench.directory.order_move(bench.id)
         await until(lambda: bench.directory.states[-1] is ReplicaState.DRAINING)
-        await asyncio.wait_for(replica.drain(), 20.0)
+        draining = asyncio.create_task(replica.drain())
+        await asyncio.sleep(0.3)
+        await tell(endpoint, enough=True)
+        await asyncio.wait_for(draining, 20.0)
         assert (await running).endswith(b"[DONE]\n\n")
         bench.assert_nothing_left()
 

@@ -10,8 +10,9 @@ import pytest
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.node import NodeState, write_state
 from raylane.deployments.config.deployment import DeploymentConfig
+from raylane.deployments.rollout import rollout
 from raylane.deployments.rollout.applications import GATEWAY
-from raylane.deployments.rollout.rollout import Node, check_fits, display_name, own_cluster, port_problem, rollout, tidy
+from raylane.deployments.rollout.rollout import Node, check_fits, display_name, own_cluster, port_problem, tidy
 from raylane.deployments.rollout.serve_api import AppStatus, ServeApi, ServeState, dashboard_url
 
 NODES = (Node("n1", "10.0.0.1", 4.0), Node("n2", "10.0.0.2", 8.0))

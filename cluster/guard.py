@@ -1,0 +1,24 @@
+"""Ends a local Ray whose process died without doing so, by kill -9 say: python guard.py MARK FOLDER, with a pipe as
+standard input that closes when that process is gone."""
+
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from raylane.cluster.processes import end_processes_with
+
+ENDS_WITHIN_S = 5.0
+
+
+def main() -> None:
+    mark, folder = sys.argv[1:]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdin.buffer.read()
+    end_processes_with(mark, folder, ENDS_WITHIN_S)
+    shutil.rmtree(Path(folder), ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
