@@ -13,6 +13,8 @@ from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Gpu, Host, LinkLevel, Verdict
 from raylane.cluster.probe import ProbeLimits, Prober, probe, tournament
 
+pytestmark = pytest.mark.process
+
 Build = Callable[..., Host]
 
 WORKER = '''

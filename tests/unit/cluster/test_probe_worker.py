@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch")
 from raylane.cluster import probe_worker  # noqa: E402  the lines above decide whether it can run
 from raylane.cluster.probe_worker import CorruptError, Group  # noqa: E402
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Iterator[Group]:
