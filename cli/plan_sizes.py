@@ -20,7 +20,7 @@ from raylane.deployments.sizing.engine_settings import engine_settings
 from raylane.deployments.sizing.fit import Fits, Refusal, fit
 from raylane.deployments.sizing.memory import doubts
 from raylane.deployments.sizing.model_facts import ModelFacts
-from raylane.deployments.sizing.parallelism import Comparison, compare_parallelism
+from raylane.deployments.sizing.parallelism import ParallelismComparison, compare_parallelism
 from raylane.deployments.sizing.roofline import Ceiling, Link, assumed_link, ceiling
 
 INPUT_TOKENS, OUTPUT_TOKENS = 512, 256  # the request that ceilings are given for
@@ -36,7 +36,7 @@ class Sizing:
     ceilings: tuple[Ceiling, ...] = ()
     caveats: tuple[str, ...] = ()
     """What the ceilings leave out or assume: a real engine may be faster for these reasons."""
-    splits: Comparison | None = None
+    splits: ParallelismComparison | None = None
     notes: tuple[str, ...] = ()
     """What makes the answer doubtful, whichever it is."""
 

@@ -10,7 +10,7 @@ from raylane.cli.tables import WholeTable
 from raylane.deployments.sizing.fit import Fits, Refusal
 from raylane.deployments.sizing.memory import doubts
 from raylane.deployments.sizing.model_facts import ModelFacts
-from raylane.deployments.sizing.parallelism import Comparison
+from raylane.deployments.sizing.parallelism import ParallelismComparison
 from raylane.deployments.sizing.roofline import Ceiling, Link
 from raylane.deployments.sizing.suggest import Guide
 
@@ -62,7 +62,7 @@ def print_ceilings(console: Console, model: str, ceilings: Sequence[Ceiling], ca
         say(console, f"  note: {caveat}")
 
 
-def print_parallelism(console: Console, model: str, found: Comparison) -> None:
+def print_parallelism(console: Console, model: str, found: ParallelismComparison) -> None:
     """Tensor against pipeline parallelism over the same GPUs."""
     table = WholeTable(title=escape(f"{model}: ways to split ({COMPUTED})"), title_justify="left")
     for name in ("split", "KV tokens", "batch", "ms per token", "prompt ms", "output tok/s"):

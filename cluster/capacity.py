@@ -25,7 +25,7 @@ Mixes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Kind:
+class ReplicaKind:
     """Replicas that are alike to place: `tp` GPUs of one host, of one of `cards` (None: any)."""
 
     tp: int
@@ -36,7 +36,7 @@ class Kind:
         return self.cards is None or any(gpu.name in self.cards for gpu in host.gpus)
 
 
-SINGLES = Kind(1)
+SINGLES = ReplicaKind(1)
 """One GPU anywhere: needs no search, for every GPU that is left over will do."""
 
 
@@ -49,7 +49,7 @@ def parts_of(host: Host) -> list[Host]:
 
 
 @dataclass(frozen=True)
-class Shape:
+class HostShape:
     """The usable links of a host with interchangeable GPUs put together.
 
     `counts[c]` GPUs of class c have the same usable links; `inner[c]` says whether to each other too; `joined[c]` are
@@ -63,7 +63,7 @@ class Shape:
     banned: frozenset[Mix] = frozenset()
 
 
-def shape_of(host: Host) -> Shape:
+def shape_of(host: Host) -> HostShape:
     """The host's shape; GPUs in MIG mode are left out."""
     links = host_links(host)
     linked = tuple(frozenset(j for j, cost in enumerate(row) if cost is not None) for row in links.costs)
@@ -71,10 +71,10 @@ def shape_of(host: Host) -> Shape:
 
 
 @lru_cache(maxsize=1024)
-def _shape(linked: tuple[frozenset[int], ...], banned: frozenset[frozenset[int]]) -> Shape:
+def _shape(linked: tuple[frozenset[int], ...], banned: frozenset[frozenset[int]]) -> HostShape:
     classes = twins(linked, banned)
     first = [members[0] for members in classes]
-    return Shape(
+    return HostShape(
         counts=tuple(len(members) for members in classes),
         inner=tuple(len(members) > 1 and members[1] in linked[members[0]] for members in classes),
         joined=tuple(
@@ -96,13 +96,13 @@ def twins(linked: Sequence[frozenset[int]], banned: frozenset[frozenset[int]]) -
 
 
 @lru_cache(maxsize=65536)
-def mixes(shape: Shape, sizes: Mix) -> tuple[Mix, ...]:
+def mixes(shape: HostShape, sizes: Mix) -> tuple[Mix, ...]:
     """The maximal mixes of a host: how many groups of sizes[0], sizes[1], ... it holds at once."""
     return tuple(sorted(_mixes(shape, shape.counts, sizes)))
 
 
 @lru_cache(maxsize=65536)
-def _mixes(shape: Shape, left: Mix, sizes: Mix) -> frozenset[Mix]:
+def _mixes(shape: HostShape, left: Mix, sizes: Mix) -> frozenset[Mix]:
     if not sizes:
         return frozenset({()})
     found = {(0, *rest) for rest in _mixes(shape, left, sizes[1:])}
@@ -112,7 +112,7 @@ def _mixes(shape: Shape, left: Mix, sizes: Mix) -> frozenset[Mix]:
     return frozenset(map(tuple, undominated(np.array(sorted(found), dtype=np.int64)).tolist()))
 
 
-def groups(shape: Shape, left: Mix, size: int) -> list[Mix]:
+def groups(shape: HostShape, left: Mix, size: int) -> list[Mix]:
     """Every way to take `size` mutually linked GPUs, as a count for each class."""
     found: list[Mix] = []
 
@@ -146,7 +146,7 @@ def undominated(rows: Mixes) -> Mixes:
     return rows[kept]
 
 
-def can_hold(host: Host, kind: Kind) -> bool:
+def can_hold(host: Host, kind: ReplicaKind) -> bool:
     """True if the empty host, all of one card, has room for one replica of this kind."""
     shape = shape_of(host)
     enough = kind.suits(host) and sum(shape.counts) >= kind.tp
@@ -156,7 +156,7 @@ def can_hold(host: Host, kind: Kind) -> bool:
 class Capacity:
     """The mixes that a cluster holds, found once and then asked many times."""
 
-    def __init__(self, hosts: Sequence[Host], kinds: Sequence[Kind], most: Sequence[int]) -> None:
+    def __init__(self, hosts: Sequence[Host], kinds: Sequence[ReplicaKind], most: Sequence[int]) -> None:
         """`hosts` are of one card each; `most[k]` is the largest number of kind k that will ever be asked for."""
         self._kinds = tuple(kinds)
         self._searched = [k for k, kind in enumerate(kinds) if kind != SINGLES]
@@ -178,7 +178,7 @@ class Capacity:
         shape, count = shape_of(host), len(host_links(host).uuids)
         allowed = [self._kinds[k].suits(host) for k in self._searched]
         sizes = tuple(size if ok else count + 1 for size, ok in zip(self._sizes, allowed, strict=True))
-        whole = Shape((count,), (count > 1,), (frozenset(),))
+        whole = HostShape((count,), (count > 1,), (frozenset(),))
         if all(allowed) and divides(self._sizes) and mixes(shape, sizes) == mixes(whole, sizes):
             self._easy.append(i)
         else:

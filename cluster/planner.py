@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 
-from raylane.cluster.capacity import Capacity, Kind, can_hold, parts_of
+from raylane.cluster.capacity import Capacity, ReplicaKind, can_hold, parts_of
 from raylane.cluster.choose import broken_groups, is_second_best, pick, slowest_score
 from raylane.cluster.hosts import Host, LinkLevel
 from raylane.cluster.links import FarMatrix, NanosecondMatrix, host_links
@@ -91,8 +91,8 @@ def plan(hosts: Sequence[Host], wants: Sequence[Want]) -> PlacementPlan:
     check(wants)
     parts = [part for host in hosts for part in parts_of(host)]
     wants = without_idle_limits(parts, wants)
-    kinds = list(dict.fromkeys(Kind(want.tp, want.cards) for want in wants))
-    of_want = [kinds.index(Kind(want.tp, want.cards)) for want in wants]
+    kinds = list(dict.fromkeys(ReplicaKind(want.tp, want.cards) for want in wants))
+    of_want = [kinds.index(ReplicaKind(want.tp, want.cards)) for want in wants]
     smallest, largest = [want.min_replicas for want in wants], [want.max_replicas for want in wants]
 
     def by_kind(counts: Sequence[int]) -> list[int]:
@@ -176,7 +176,7 @@ def deal(wants: Sequence[Want], of_want: Sequence[int], counts: Sequence[int]) -
 
 
 def place(
-    hosts: Sequence[Host], kinds: Sequence[Kind], shares: list[list[int]], queues: dict[int, list[str]]
+    hosts: Sequence[Host], kinds: Sequence[ReplicaKind], shares: list[list[int]], queues: dict[int, list[str]]
 ) -> Iterator[Placement]:
     """Turn each host's numbers into GPUs, the largest groups first."""
     waiting = {kind: iter(queue) for kind, queue in queues.items()}
@@ -246,7 +246,7 @@ def standing(costs: NanosecondMatrix, far: FarMatrix, group: tuple[int, ...]) ->
     return max(times, default=0), sum(times), sum(far[i][j] for i, j in combinations(group, 2)) if far else 0
 
 
-def nowhere(parts: Sequence[Host], kind: Kind) -> str:
+def nowhere(parts: Sequence[Host], kind: ReplicaKind) -> str:
     """What a replica of this kind asks of a host, and how many GPUs for it one has at most."""
     able = [part for part in parts if kind.suits(part)]
     most = max((len(host_links(part).uuids) for part in able), default=0)
@@ -261,7 +261,7 @@ def explain(want: Want, placed: int, possible: tuple[str, ...], enough: bool, pa
     if placed == want.max_replicas:
         reason = "all of its maximum"
     elif not possible:
-        reason = nowhere(parts, Kind(want.tp, want.cards))
+        reason = nowhere(parts, ReplicaKind(want.tp, want.cards))
     elif placed < want.min_replicas:
         reason = f"only {placed} of the minimum of {want.min_replicas} fit beside the other models"
     elif enough:
@@ -271,7 +271,9 @@ def explain(want: Want, placed: int, possible: tuple[str, ...], enough: bool, pa
     return ModelPlan(want.model, want.tp, want.min_replicas, want.max_replicas, placed, possible, reason)
 
 
-def left_over(hosts: Sequence[Host], kinds: Sequence[Kind], placements: Sequence[Placement]) -> Iterator[FreeGpu]:
+def left_over(
+    hosts: Sequence[Host], kinds: Sequence[ReplicaKind], placements: Sequence[Placement]
+) -> Iterator[FreeGpu]:
     """Every GPU that no placement uses."""
     used = {uuid for placement in placements for uuid in placement.uuids}
     for host in hosts:

@@ -35,7 +35,7 @@ Uuids = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProbeLimits:
     """How long a group may take: to load torch, to check its data, and to be measured, each in seconds."""
 
     ready_s: float = 60.0
@@ -53,10 +53,10 @@ class Failure:
 Outcome = Mapping[str, Any] | Failure
 
 
-class Worker:
+class RankProcess:
     """The processes of one group, one a GPU, and the folder they share."""
 
-    def __init__(self, uuids: Uuids, command: Sequence[str], limits: Limits, host_memory: bool) -> None:
+    def __init__(self, uuids: Uuids, command: Sequence[str], limits: ProbeLimits, host_memory: bool) -> None:
         """Start loading; with `host_memory` the ranks stay away from peer access."""
         self.uuids = uuids
         self._folder = Path(tempfile.mkdtemp(prefix="raylane-probe-"))
@@ -137,13 +137,13 @@ class Prober:
     """Runs groups of GPUs through the worker command. `progress` gets one line for each thing that begins."""
 
     command: Sequence[str] = WORKER
-    limits: Limits = Limits()
+    limits: ProbeLimits = ProbeLimits()
     progress: Callable[[str], None] = lambda line: None
 
     def run(self, rounds: Sequence[Sequence[Uuids]], host_memory: bool = False) -> dict[Uuids, Outcome]:
         """Every group's result. The groups of a round share no GPU; the next round loads while one runs."""
         outcomes: dict[Uuids, Outcome] = {}
-        workers: list[Worker] = []
+        workers: list[RankProcess] = []
         try:
             workers = self._start(rounds[0] if rounds else (), host_memory)
             for turn, members in enumerate(rounds):
@@ -157,10 +157,10 @@ class Prober:
             stop_all(workers)
         return outcomes
 
-    def _start(self, members: Sequence[Uuids], host_memory: bool) -> list[Worker]:
-        return [Worker(uuids, self.command, self.limits, host_memory) for uuids in members]
+    def _start(self, members: Sequence[Uuids], host_memory: bool) -> list[RankProcess]:
+        return [RankProcess(uuids, self.command, self.limits, host_memory) for uuids in members]
 
-    def _round(self, workers: list[Worker]) -> dict[Uuids, Outcome]:
+    def _round(self, workers: list[RankProcess]) -> dict[Uuids, Outcome]:
         """Check the groups together, then measure those that passed one by one. FailedError if one does not load."""
         for worker in workers:
             ready = worker.wait("ready", self.limits.ready_s)
@@ -182,7 +182,7 @@ class Prober:
         return outcomes
 
 
-def stop_all(workers: Sequence[Worker]) -> None:
+def stop_all(workers: Sequence[RankProcess]) -> None:
     for worker in workers:
         worker.stop()
 

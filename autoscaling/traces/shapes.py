@@ -64,7 +64,7 @@ class _TwoRates(_Load):
         return self
 
 
-class Step(_TwoRates):
+class StepShape(_TwoRates):
     """From base to peak at once, and back at once. `after_s: 0` stays up to the end."""
 
     kind: Literal["step"] = "step"
@@ -120,9 +120,9 @@ class Diurnal(_TwoRates):
     """Which day the trace begins with: 0 is Monday."""
 
 
-Shape = Annotated[Constant | Step | Ramp | FlashCrowd | Lull | Diurnal, Field(discriminator="kind")]
+Shape = Annotated[Constant | StepShape | Ramp | FlashCrowd | Lull | Diurnal, Field(discriminator="kind")]
 
-_SHAPES: TypeAdapter[Constant | Step | Ramp | FlashCrowd | Lull | Diurnal] = TypeAdapter(Shape)
+_SHAPES: TypeAdapter[Constant | StepShape | Ramp | FlashCrowd | Lull | Diurnal] = TypeAdapter(Shape)
 
 
 def shape_from_data(data: Any, origin: str) -> Shape:
@@ -154,7 +154,7 @@ def curve_of(shape: Shape) -> RateCurve:
     match shape:
         case Constant():
             return _pieces(shape.rps, [(shape.duration_s, shape.rps)])
-        case Step(base_rps=base, peak_rps=peak):
+        case StepShape(base_rps=base, peak_rps=peak):
             return _pieces(base, [(shape.before_s, base), (0, peak), (shape.hold_s, peak), *_back(shape.after_s, base)])
         case Ramp(base_rps=base, peak_rps=peak):
             up = [(shape.before_s, base), (shape.rise_s, peak), (shape.hold_s, peak)]

@@ -19,7 +19,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ParallelismComparison:
     """Tensor and pipeline parallelism over the same GPUs and links. `better` names one of the splits.
 
     They are TP alone, PP alone, and the settings' own where that is both at once.
@@ -41,7 +41,7 @@ def compare_parallelism(
     batch: int = 32,
     input_tokens: int = 512,
     output_tokens: int = 256,
-) -> Comparison:
+) -> ParallelismComparison:
     """Which split yields the most output tokens at this load, and at what time per token and to first token.
 
     Tensor parallelism halves the weights each GPU reads but adds up partial sums twice a layer over the link;
@@ -64,9 +64,9 @@ def compare_parallelism(
     )
     usable = [split for split in splits if split.ceiling is not None]
     if not usable:
-        return Comparison(link, splits, None, "no split fits")
+        return ParallelismComparison(link, splits, None, "no split fits")
     ranked = sorted(usable, key=_rate, reverse=True)
-    return Comparison(link, splits, ranked[0].name, _reason(ranked, link))
+    return ParallelismComparison(link, splits, ranked[0].name, _reason(ranked, link))
 
 
 def _split(

@@ -37,7 +37,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SavingAtLevel:
     """raylane's own rule against the best baseline at one attainment, on the seeds that both ran."""
 
     baseline: str
@@ -74,14 +74,14 @@ def cost(sweep: Curves, attainment: float) -> Cost:
     )
 
 
-def compare(ours: Curves, baselines: Mapping[str, Curves], attainment: float) -> Comparison | None:
+def compare(ours: Curves, baselines: Mapping[str, Curves], attainment: float) -> SavingAtLevel | None:
     """Against the cheapest baseline that reaches the attainment on every shared seed; None where nobody, or ours, does
     not."""
     found = [_against(name, ours, theirs, attainment) for name, theirs in baselines.items()]
     return min((one for one in found if one is not None), key=lambda one: one.theirs, default=None)
 
 
-def compare_at_common(ours: Curves, baselines: Mapping[str, Curves]) -> Comparison | None:
+def compare_at_common(ours: Curves, baselines: Mapping[str, Curves]) -> SavingAtLevel | None:
     """At the highest attainment that both ours and some baseline reach on every shared seed; of baselines that reach
     as high as each other, the cheapest."""
     levels = {name: common_level(ours, theirs) for name, theirs in baselines.items()}
@@ -131,7 +131,7 @@ def attainment_at(points: Sequence[Point], gpu_hours: float) -> float | None:
     return low.attainment + share * (high.attainment - low.attainment)
 
 
-def _against(name: str, ours: Curves, theirs: Curves, attainment: float) -> Comparison | None:
+def _against(name: str, ours: Curves, theirs: Curves, attainment: float) -> SavingAtLevel | None:
     seeds = sorted(ours.keys() & theirs.keys())
     pairs = [(gpu_hours_at(ours[seed], attainment), gpu_hours_at(theirs[seed], attainment)) for seed in seeds]
     both = [(own, other) for own, other in pairs if own is not None and other is not None]
@@ -140,7 +140,7 @@ def _against(name: str, ours: Curves, theirs: Curves, attainment: float) -> Comp
     own, other = [pair[0] for pair in both], [pair[1] for pair in both]
     saving = paired_saving(own, other, BOOTSTRAP_SEED)
     overs = [any(_starts_above(sweep[seed], attainment) for seed in seeds) for sweep in (ours, theirs)]
-    return Comparison(name, attainment, mean(own), mean(other), saving, len(both), *overs)
+    return SavingAtLevel(name, attainment, mean(own), mean(other), saving, len(both), *overs)
 
 
 def _starts_above(points: Sequence[Point], attainment: float) -> bool:

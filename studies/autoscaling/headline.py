@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from raylane.autoscaling.lab.pareto import Point, on_front
 from studies.autoscaling.compare import (
-    Comparison,
     Cost,
+    SavingAtLevel,
     above,
     compare,
     compare_at_common,
@@ -14,7 +14,7 @@ from studies.autoscaling.compare import (
     cost,
 )
 from studies.autoscaling.markdown import NONE, hours, interval, percent, signed_percent
-from studies.autoscaling.runs import OWN, TITLES, Curves, Measure, Run, Study, by_policy, curves, mean
+from studies.autoscaling.runs import OWN, TITLES, Curves, Measure, Study, StudyRun, by_policy, curves, mean
 from studies.markdown import table
 
 ATTAINMENT = 0.99
@@ -101,20 +101,20 @@ def _same_costs(study: Study, measure: Measure) -> str:
     return table(["scenario", "best baseline", "seeds", "GPU-hours", "slo", "baseline", "difference [95 %]"], rows, 2)
 
 
-def _sides(runs: Sequence[Run], measure: Measure) -> tuple[Curves, dict[str, Curves]]:
+def _sides(runs: Sequence[StudyRun], measure: Measure) -> tuple[Curves, dict[str, Curves]]:
     """raylane's own sweep, and those of the baselines."""
     groups = by_policy(runs)
     baselines = {name: curves(each, measure) for name, each in groups.items() if each[0].baseline}
     return curves(groups.get(OWN, []), measure), baselines
 
 
-def comparison(runs: Sequence[Run], measure: Measure) -> Comparison | None:
+def comparison(runs: Sequence[StudyRun], measure: Measure) -> SavingAtLevel | None:
     """raylane's own rule against the best baseline: at 99 %, else at the highest attainment that both reach."""
     ours, baselines = _sides(runs, measure)
     return compare(ours, baselines, ATTAINMENT) or compare_at_common(ours, baselines)
 
 
-def comparison_cells(found: Comparison) -> list[str]:
+def comparison_cells(found: SavingAtLevel) -> list[str]:
     """Baseline, level, seeds, both costs, saving. Another level than 99 % is marked, and who attains more than it."""
     level = percent(found.level) if found.level == ATTAINMENT else f"{percent(found.level)} (not 99 %)"
     both = [
@@ -137,7 +137,7 @@ def front(study: Study) -> str:
     return table(headings, rows, len(headings))
 
 
-def front_policies(runs: Sequence[Run], measure: Measure) -> dict[str, int]:
+def front_policies(runs: Sequence[StudyRun], measure: Measure) -> dict[str, int]:
     """Points on the front by policy, of settings that ran on every seed, ablations apart; means over seeds."""
     points = mean_points([run for run in runs if not run.ablation], measure)
     kept: dict[str, int] = defaultdict(int)
@@ -146,7 +146,7 @@ def front_policies(runs: Sequence[Run], measure: Measure) -> dict[str, int]:
     return {policy: count for policy, count in kept.items() if count}
 
 
-def mean_points(runs: Sequence[Run], measure: Measure) -> dict[tuple[str, str], Point]:
+def mean_points(runs: Sequence[StudyRun], measure: Measure) -> dict[tuple[str, str], Point]:
     """The mean over seeds of each policy and setting that ran on every seed."""
     seeds = {run.seed for run in runs}
     settings: dict[tuple[str, str], list[Point]] = defaultdict(list)

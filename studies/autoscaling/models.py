@@ -7,7 +7,7 @@ from raylane.autoscaling.lab.pareto import Point
 from studies.autoscaling.compare import compare, compare_at_common, cost
 from studies.autoscaling.headline import ABOVE, comparison_cells, cost_cell
 from studies.autoscaling.markdown import NONE, percent
-from studies.autoscaling.runs import OWN, Curves, Run, Study, by_policy
+from studies.autoscaling.runs import OWN, Curves, Study, StudyRun, by_policy
 from studies.markdown import table
 
 LEVELS = (0.99, 0.97)
@@ -30,12 +30,12 @@ def _of(study: Study, model: str, level: float) -> str:
     return "\n\n".join((title, table(["policy", *scenarios], rows), table(headings, savings, 2), ABOVE))
 
 
-def _cell(runs: list[Run], model: str, level: float) -> str:
+def _cell(runs: list[StudyRun], model: str, level: float) -> str:
     sweep = model_curves(runs, model)
     return cost_cell(cost(sweep, level) if sweep else None)
 
 
-def _saving(scenario: str, groups: dict[str, list[Run]], model: str, level: float) -> list[str]:
+def _saving(scenario: str, groups: dict[str, list[StudyRun]], model: str, level: float) -> list[str]:
     ours = model_curves(groups.get(OWN, []), model)
     baselines = {name: model_curves(runs, model) for name, runs in groups.items() if runs[0].baseline}
     found = compare(ours, baselines, level) or compare_at_common(ours, baselines)
@@ -46,7 +46,7 @@ def _saving(scenario: str, groups: dict[str, list[Run]], model: str, level: floa
     return [scenario, *cells]
 
 
-def model_curves(runs: Iterable[Run], model: str) -> Curves:
+def model_curves(runs: Iterable[StudyRun], model: str) -> Curves:
     """The sweep of one policy as one model sees it, seed by seed."""
     points: dict[int, list[Point]] = defaultdict(list)
     for run in runs:

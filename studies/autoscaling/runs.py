@@ -24,7 +24,7 @@ _IN_BOUNDS: Mapping[Measure, str] = {"worst_model": "each", "attainment": "poole
 
 
 @dataclass(frozen=True)
-class Run:
+class StudyRun:
     """One finished replay of the study."""
 
     scenario: str
@@ -72,16 +72,16 @@ class Bounds:
 class Study:
     """Everything a results folder holds."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[StudyRun, ...]
     bounds: tuple[Bounds, ...]
     knobs: Mapping[str, Mapping[str, Any]]
-    week: tuple[Run, ...] = ()
+    week: tuple[StudyRun, ...] = ()
 
     def scenarios(self) -> list[str]:
         """Names in the order in which they were first run."""
         return list(dict.fromkeys(run.scenario for run in self.runs))
 
-    def normal(self, scenario: str) -> list[Run]:
+    def normal(self, scenario: str) -> list[StudyRun]:
         return [run for run in self.runs if run.scenario == scenario and run.conditions == NORMAL]
 
     def bound(self, scenario: str, kind: str, measure: Measure) -> dict[int, float]:
@@ -98,7 +98,7 @@ def read_study(folder: Path) -> Study:
     return Study(runs, tuple(_read_bounds(folder / "bounds.jsonl")), _read_knobs(folder / "knobs.json"), week)
 
 
-def _read_runs(folder: Path) -> tuple[Run, ...]:
+def _read_runs(folder: Path) -> tuple[StudyRun, ...]:
     return tuple(map(_run, Records(folder).read()))
 
 
@@ -110,8 +110,8 @@ def _read_knobs(path: Path) -> Mapping[str, Mapping[str, Any]]:
     return entries
 
 
-def _run(record: Mapping[str, Any]) -> Run:
-    return Run(
+def _run(record: Mapping[str, Any]) -> StudyRun:
+    return StudyRun(
         record["scenario"],
         record["policy"],
         record["rule"],
@@ -142,15 +142,15 @@ def _gpu_hours(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def by_policy(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def by_policy(runs: Iterable[StudyRun]) -> dict[str, list[StudyRun]]:
     """The runs of each policy, policies in the order of their first run: raylane's own, baselines, others."""
-    found: dict[str, list[Run]] = defaultdict(list)
+    found: dict[str, list[StudyRun]] = defaultdict(list)
     for run in runs:
         found[run.policy].append(run)
     return {name: found[name] for name in sorted(found, key=lambda name: (name != OWN, not found[name][0].baseline))}
 
 
-def curves(runs: Iterable[Run], measure: Measure) -> Curves:
+def curves(runs: Iterable[StudyRun], measure: Measure) -> Curves:
     """The sweep of one policy, seed by seed."""
     points: dict[int, list[Point]] = defaultdict(list)
     for run in runs:

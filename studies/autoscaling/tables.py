@@ -10,11 +10,11 @@ from studies.autoscaling.compare import BOOTSTRAP_SEED, cost
 from studies.autoscaling.headline import ABOVE, ATTAINMENT, comparison, comparison_cells, cost_cell
 from studies.autoscaling.job import Conditions
 from studies.autoscaling.markdown import NONE, interval
-from studies.autoscaling.runs import NORMAL, OWN, TITLES, Measure, Run, Study, by_policy, curves, mean
+from studies.autoscaling.runs import NORMAL, OWN, TITLES, Measure, Study, StudyRun, by_policy, curves, mean
 from studies.markdown import table
 
 
-def tuned(runs: Iterable[Run], knobs: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+def tuned(runs: Iterable[StudyRun], knobs: Mapping[str, Mapping[str, Any]]) -> list[StudyRun]:
     """Runs at the frozen setting of their rule; those of rules that were not tuned as they are."""
     frozen = {rule: json.dumps(entry["knobs"], sort_keys=True) for rule, entry in knobs.items()}
     return [run for run in runs if run.policy != run.rule or run.knobs == frozen.get(run.rule, run.knobs)]
@@ -62,7 +62,7 @@ def ablation(study: Study) -> str:
     return table(headings, rows, 2)
 
 
-def ablation_cells(runs: Sequence[Run], full: Sequence[Run]) -> list[str]:
+def ablation_cells(runs: Sequence[StudyRun], full: Sequence[StudyRun]) -> list[str]:
     """Seeds, GPU-hours relative to the full rule's mean, attainments in percent points, reversals as they are."""
     pairs = _pairs(runs, full)
     every = mean(own.outcome["gpu_hours"] for _, own in pairs)
@@ -76,12 +76,12 @@ def ablation_cells(runs: Sequence[Run], full: Sequence[Run]) -> list[str]:
     ]
 
 
-def _pairs(runs: Sequence[Run], full: Sequence[Run]) -> list[tuple[Run, Run]]:
+def _pairs(runs: Sequence[StudyRun], full: Sequence[StudyRun]) -> list[tuple[StudyRun, StudyRun]]:
     by_seed = {run.seed: run for run in full}
     return [(run, by_seed[run.seed]) for run in runs if run.seed in by_seed]
 
 
-def _difference(pairs: Sequence[tuple[Run, Run]], figure: str, unit: float = 1.0) -> Interval:
+def _difference(pairs: Sequence[tuple[StudyRun, StudyRun]], figure: str, unit: float = 1.0) -> Interval:
     without = [run.outcome[figure] / unit for run, _ in pairs]
     return paired_difference(without, [own.outcome[figure] / unit for _, own in pairs], BOOTSTRAP_SEED).bootstrap
 
@@ -106,14 +106,14 @@ def _conditions(study: Study, measure: Measure) -> str:
     return table([*headings, "saving [95 %]"], rows, 4)
 
 
-def comparable(runs: Iterable[Run], scenario: str, wanted: Conditions) -> list[Run]:
+def comparable(runs: Iterable[StudyRun], scenario: str, wanted: Conditions) -> list[StudyRun]:
     """Runs of these conditions. Normal ones only where policy, setting and seed also ran under changed conditions."""
     here = [run for run in runs if run.scenario == scenario]
     changed = {(run.policy, run.knobs, run.seed) for run in here if run.conditions != NORMAL}
     return [run for run in here if run.conditions == wanted and (run.policy, run.knobs, run.seed) in changed]
 
 
-def ranking(runs: Sequence[Run], measure: Measure) -> str:
+def ranking(runs: Sequence[StudyRun], measure: Measure) -> str:
     """Policies by GPU-hours at 99 %; behind them those that do not reach it, by how close they come."""
     found = {name: cost(curves(each, measure), ATTAINMENT) for name, each in by_policy(runs).items()}
 

@@ -48,7 +48,7 @@ end
 
 
 @dataclass(frozen=True)
-class Load:
+class WrkLoad:
     """What wrk asks for."""
 
     chunks: int
@@ -73,7 +73,7 @@ class FirstChunk:
     requests: int
 
 
-Rates = Mapping[Load, Mapping[str, list[Rate]]]  # by the route's name
+Rates = Mapping[WrkLoad, Mapping[str, list[Rate]]]  # by the route's name
 FirstChunks = Mapping[int, Mapping[str, list[FirstChunk]]]
 
 
@@ -85,7 +85,7 @@ def request_body(chunks: int) -> str:
 # Requests per second, by wrk.
 
 
-def run_wrk(route: Route, load: Load, seconds: int) -> Rate:
+def run_wrk(route: Route, load: WrkLoad, seconds: int) -> Rate:
     """One thread of wrk on kept connections. Raises FailedError when any request failed."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
         script.write(WRK_SCRIPT.format(body=request_body(load.chunks)))
@@ -119,9 +119,9 @@ def _cpu_us(pid: int | None) -> float | None:
     return (int(fields[11]) + int(fields[12])) * US_PER_TICK
 
 
-def measure_rates(routes: list[Route], loads: Iterable[Load], rounds: int, seconds: int) -> Rates:
+def measure_rates(routes: list[Route], loads: Iterable[WrkLoad], rounds: int, seconds: int) -> Rates:
     """Every load on every route, `rounds` times."""
-    rates: dict[Load, dict[str, list[Rate]]] = {load: {route.name: [] for route in routes} for load in loads}
+    rates: dict[WrkLoad, dict[str, list[Rate]]] = {load: {route.name: [] for route in routes} for load in loads}
     for number in range(rounds):
         for load, by_route in rates.items():
             for route in turned(routes, number):
@@ -302,7 +302,7 @@ def main() -> None:
         if program_path("nginx"):
             routes.append(stack.enter_context(nginx_proxy(ports.apart)))
         first_chunks = measure_first_chunks(routes, chosen.rounds, chosen.requests)
-        loads = [Load(chunks, c) for chunks in (SINGLE_CHUNK, STREAM_CHUNKS) for c in CONCURRENCIES]
+        loads = [WrkLoad(chunks, c) for chunks in (SINGLE_CHUNK, STREAM_CHUNKS) for c in CONCURRENCIES]
         rates = measure_rates(routes, loads, chosen.rounds, chosen.seconds) if program_path("wrk") else {}
     print(rate_table(rates), "", first_chunk_table(first_chunks), *(f"Skipped: {what}." for what in skipped), sep="\n")
     if chosen.json:

@@ -8,7 +8,7 @@ import pytest
 from raylane.benchmarks.sse import RawBody, read_stream
 from raylane.cluster.errors import FailedError
 from studies.performance import gateway_alone as script
-from studies.performance.gateway_alone import FirstChunk, Load, Rate
+from studies.performance.gateway_alone import FirstChunk, Rate, WrkLoad
 from studies.performance.gateway_routes import Route, nginx_proxy, program_path, raylane_worker
 from studies.performance.stub import reply, stub_engine
 
@@ -62,7 +62,7 @@ def test_first_chunks_come_through_the_worker_later_than_directly(stub: Route) -
 
 def test_wrk_drives_all_three_routes(stub: Route) -> None:
     need("wrk", "nginx")
-    load = Load(8, concurrency=4)
+    load = WrkLoad(8, concurrency=4)
     with raylane_worker(stub.port) as worker, nginx_proxy(stub.port) as nginx:
         rates = script.measure_rates([stub, worker, nginx], [load], rounds=1, seconds=1)
     (direct,), (through,), (by_nginx,) = (rates[load][route.name] for route in (stub, worker, nginx))
@@ -93,7 +93,7 @@ def test_a_run_with_failures_has_no_figures(line: str) -> None:
 
 def test_tables_show_medians_and_ranges() -> None:
     rates = {
-        Load(128, 32): {"nginx, 1 worker": [Rate(900.0, 2.0, 500.0), Rate(1100.0, 3.0, 520.0), Rate(1e3, 2.5, None)]}
+        WrkLoad(128, 32): {"nginx, 1 worker": [Rate(900.0, 2.0, 500.0), Rate(1100.0, 3.0, 520.0), Rate(1e3, 2.5, None)]}
     }
     row = script.rate_table(rates).splitlines()[2]
     assert row == ("| 128 chunks | 32 | nginx, 1 worker | 1,000 (900 to 1,100) | 2.5 (2 to 3) | 510 (500 to 520) |")
@@ -103,7 +103,9 @@ def test_tables_show_medians_and_ranges() -> None:
 
 def test_every_run_is_kept_as_json() -> None:
     kept = script.to_json(
-        {Load(1, 32): {"stub directly": [Rate(5.0, 2.0, None)]}}, {1: {"stub directly": [FirstChunk(40.0, 0.0, 9)]}}, []
+        {WrkLoad(1, 32): {"stub directly": [Rate(5.0, 2.0, None)]}},
+        {1: {"stub directly": [FirstChunk(40.0, 0.0, 9)]}},
+        [],
     )
     read = json.loads(json.dumps(kept))
     (rate,), (first,) = read["rates"], read["first_chunks"]

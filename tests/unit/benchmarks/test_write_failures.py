@@ -21,6 +21,8 @@ from raylane.benchmarks.writing import replace_text
 from raylane.cli.app import build_app
 from raylane.cluster.errors import FailedError, UsageError
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:

@@ -6,6 +6,8 @@ from importlib.metadata import version
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 
 def raylane(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "raylane.cli.main", *arguments]

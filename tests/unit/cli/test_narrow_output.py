@@ -25,6 +25,8 @@ from raylane.cluster.recording import load_recording
 from raylane.deployments.config.profiles import profiles as shipped_profiles
 from raylane.deployments.directory.reports import ReplicaReport, ReplicaState
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[3]
 RECORDING = ROOT / "cluster/recordings/l40s-x12-six-switch-pairs.json"
 CONFIG = ROOT / "deployments/configs/l40s-x12-mixed.yaml"

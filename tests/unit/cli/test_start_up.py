@@ -12,6 +12,8 @@ import typer
 from raylane.cli.app import build_app
 from raylane.cli.commands import COMMANDS
 
+pytestmark = pytest.mark.process
+
 HEAVY = {"ray", "matplotlib", "pandas", "pyarrow", "aiohttp", "uvloop", "numpy", "pydantic"}
 SHOW_MODULES = """
 import json, sys

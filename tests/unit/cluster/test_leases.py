@@ -33,6 +33,8 @@ from raylane.cluster.leases import (
     take_lease,
 )
 
+pytestmark = pytest.mark.process
+
 GPUS = tuple(f"GPU-{number:04d}" for number in range(20))
 # Takes two GPUs as soon as standard input ends (so that all start together), says which, and holds them until killed.
 TAKER = """

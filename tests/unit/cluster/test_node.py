@@ -44,6 +44,8 @@ from raylane.cluster.ray_start import (
 )
 from raylane.deployments.deploy import command
 
+pytestmark = pytest.mark.process
+
 NO_GPUS = Host("host", (), ())
 HEAD = NodeRequest(head_address=None)
 

@@ -11,7 +11,9 @@ import pytest
 
 from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.hosts import Gpu, Host, LinkLevel, Verdict
-from raylane.cluster.probe import Limits, Prober, probe, tournament
+from raylane.cluster.probe import ProbeLimits, Prober, probe, tournament
+
+pytestmark = pytest.mark.process
 
 Build = Callable[..., Host]
 
@@ -83,7 +85,8 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pro
     def prober(faults: str = "", **limits: float) -> Prober:
         monkeypatch.setenv("FAULTS", faults)
         return Prober(
-            (sys.executable, "-S", str(script)), Limits(**{"ready_s": 20, "check_s": 10, "measure_s": 10, **limits})
+            (sys.executable, "-S", str(script)),
+            ProbeLimits(**{"ready_s": 20, "check_s": 10, "measure_s": 10, **limits}),
         )
 
     return prober

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from raylane.cluster.hosts import Host, Verdict
-from raylane.cluster.probe import WORKER, Limits, Prober, probe
+from raylane.cluster.probe import WORKER, ProbeLimits, Prober, probe
 
 torch = pytest.importorskip("torch")
 
 from raylane.cluster import probe_worker  # noqa: E402  the lines above decide whether it can run
 from raylane.cluster.probe_worker import CorruptError, Group  # noqa: E402
+
+pytestmark = pytest.mark.process
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def alone(tmp_path: Path) -> Iterator[Group]:
 
 
 def test_two_ranks_check_and_measure_on_the_cpu(build: Callable[..., Host]) -> None:
-    prober = Prober((*WORKER, "--backend", "gloo"), Limits(check_s=60, measure_s=60))
+    prober = Prober((*WORKER, "--backend", "gloo"), ProbeLimits(check_s=60, measure_s=60))
     measured = probe(build(2), prober).links[0].measured
     assert measured is not None
     assert (measured.verdict, measured.reason, measured.peer_access) == (Verdict.OK, None, None)

@@ -18,6 +18,8 @@ from raylane.cluster.errors import FailedError, UsageError
 from raylane.cluster.local_ray import OWN_FOLDER, local_environment, temporary_folder
 from raylane.cluster.ray_driver import FOLDER_BYTES, LONGEST_SOCKET, environment, init, join
 
+pytestmark = pytest.mark.process
+
 NOBODY = "127.0.0.1:1"
 
 

@@ -14,6 +14,8 @@ from jinja2 import Environment
 from raylane.cluster.errors import UsageError
 from raylane.deployments.config.builtin import CONFIGS, SPECIAL_TOKENS, cache_folder, ensure_model, llama_config
 
+pytestmark = pytest.mark.process
+
 BUILDER = "import sys; from raylane.deployments.config.builtin import ensure_model; print(ensure_model(sys.argv[1]))"
 
 

@@ -20,6 +20,8 @@ import pytest
 from raylane.cluster.processes import processes_with
 from raylane.deployments.engines.process import MARK, EngineFailed, EngineProcess, Launch, log_tail
 
+pytestmark = pytest.mark.process
+
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "engines"
 GONE_WITHIN_S = 20.0
 SLEEPER = (sys.executable, "-I", "-S", "-c", "import time; print('here', flush=True); time.sleep(600)")

@@ -28,6 +28,8 @@ from raylane.deployments.directory.directory import Directory
 from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport, ReplicaState, Table
 from raylane.deployments.gateway.gateway import Gateway, process_count
 
+pytestmark = pytest.mark.process
+
 KEY = "engine-key"
 MARK = "RAYLANE_TEST_GATEWAY"
 EITHER = pytest.mark.parametrize("engine_port", ["stub", "simulator"], indirect=True)

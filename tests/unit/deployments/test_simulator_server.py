@@ -25,6 +25,8 @@ from raylane.deployments.simulator.options import read_options
 from raylane.deployments.simulator.request import Request
 from raylane.deployments.simulator.server import Service, main
 
+pytestmark = pytest.mark.process
+
 KEY = "secret"
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 SMALL = ("--max-model-len", "2048", "--max-num-seqs", "32")

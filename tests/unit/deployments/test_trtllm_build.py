@@ -28,6 +28,8 @@ from raylane.deployments.engines.trtllm.failures import explain_failure
 from raylane.deployments.engines.trtllm.layout import read_record
 from raylane.deployments.engines.trtllm.prompts import Prompts, read_prompts
 
+pytestmark = pytest.mark.process
+
 app = build_app(["engine"])
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 SIZES = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32, "max_position_embeddings": 8192}
