@@ -3,8 +3,9 @@
 from raylane.cluster.errors import FailedError
 from raylane.cluster.recording import recording_in_use
 from raylane.deployments.config.builtin import ensure_model
-from raylane.deployments.config.deployment import ModelConfig, SimulatorConfig
+from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.engines.base import Engine
+from raylane.deployments.engines.simulator.config import SimulatorConfig
 from raylane.deployments.engines.simulator.engine import SimulatorEngine
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine

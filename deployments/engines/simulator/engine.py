@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Iterator, Mapping
 
-from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.process import Launch
-from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
+from raylane.deployments.engines.simulator.config import SimulatorConfig
 
 
 class SimulatorEngine:
@@ -69,18 +69,6 @@ def _options(engine: SimulatorConfig) -> Iterator[str]:
         yield "--no-enable-prefix-caching"
 
 
-SHARED = (
-    "dtype",
-    "quantization",
-    "max_model_len",
-    "gpu_memory_utilization",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "kv_cache_dtype",
-    "enable_prefix_caching",
-)
-
-
 def simulated(config: DeploymentConfig, gpu: str) -> DeploymentConfig:
     """The same deployment with every real engine replaced by a simulated one on this card."""
     models = {name: _simulated_model(model, gpu) for name, model in config.models.items()}
@@ -90,7 +78,19 @@ def simulated(config: DeploymentConfig, gpu: str) -> DeploymentConfig:
 def _simulated_model(model: ModelConfig, gpu: str) -> ModelConfig:
     if isinstance(model.engine, SimulatorConfig):
         return model
-    kept = {field: getattr(model.engine, field) for field in SHARED}
-    if isinstance(model.engine, TensorRtLlmConfig):  # its share is of what weights leave: a little less for KV, then
-        kept["gpu_memory_utilization"] = model.engine.kv_cache_free_gpu_memory_fraction
-    return model.model_copy(update={"engine": SimulatorConfig(kind="simulator", gpu=gpu, **kept)})
+    sizes = model.engine.sizes()
+    played = SimulatorConfig.model_validate(
+        {
+            "kind": "simulator",
+            "gpu": gpu,
+            "dtype": sizes.dtype,
+            "quantization": sizes.quantization,
+            "max_model_len": sizes.max_model_len,
+            "gpu_memory_utilization": sizes.memory_of_card * sizes.kv_of_rest,  # a little less for KV than of the rest
+            "max_num_seqs": sizes.max_num_seqs,
+            "max_num_batched_tokens": sizes.max_num_batched_tokens,
+            "kv_cache_dtype": sizes.kv_cache_dtype,
+            "enable_prefix_caching": sizes.prefix_caching,
+        }
+    )
+    return model.model_copy(update={"engine": played})

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from raylane.deployments.config.deployment import ModelConfig, VllmConfig
+from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.guard import KEY_VARIABLE, KeyGuard
 from raylane.deployments.engines.process import Launch
+from raylane.deployments.engines.vllm.config import VllmConfig
 
 GUARD = f"{KeyGuard.__module__}.{KeyGuard.__qualname__}"
 

@@ -14,16 +14,10 @@ from raylane.cli.profiles import arguments
 from raylane.cluster.catalog import load_catalog
 from raylane.cluster.errors import UsageError
 from raylane.deployments.config.builtin import CONFIGS
-from raylane.deployments.config.deployment import (
-    DeploymentConfig,
-    ModelConfig,
-    VllmConfig,
-    json_schema,
-    load_config,
-    to_yaml,
-)
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, json_schema, load_config, to_yaml
 from raylane.deployments.config.profiles import need_profile, profiles
 from raylane.deployments.engines.simulator.engine import simulated
+from raylane.deployments.engines.vllm.config import VllmConfig
 
 # Reads command lines from standard input and lets vLLM's own parser take them.
 PARSE = """

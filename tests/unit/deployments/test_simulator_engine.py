@@ -14,18 +14,14 @@ from pydantic import ValidationError
 
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.errors import FailedError, UsageError
-from raylane.deployments.config.deployment import (
-    DeploymentConfig,
-    ModelConfig,
-    SimulatorConfig,
-    VllmConfig,
-    load_config,
-)
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, load_config
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.build import build_engine
 from raylane.deployments.engines.client import EngineClient
 from raylane.deployments.engines.process import EngineProcess
+from raylane.deployments.engines.simulator.config import SimulatorConfig
 from raylane.deployments.engines.simulator.engine import SimulatorEngine, simulated
+from raylane.deployments.engines.vllm.config import VllmConfig
 from raylane.deployments.replicas.host import GpuHost
 from raylane.deployments.rollout.applications import model_application
 from raylane.deployments.simulator.options import read_options
