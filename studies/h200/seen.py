@@ -8,7 +8,7 @@ from typing import Any
 
 from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.samples import buckets, read_samples
-from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.engines.vllm.engine import NAMES
 from studies.h200.senders import Ended
 
 BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 7.5, 10.0)  # bounds of vLLM 0.26's histogram of first-token times
@@ -77,7 +77,7 @@ def missed(ended: Iterable[Ended], limits: Limits, input_tokens: int) -> Missed:
 
 def ttft_over(page: str) -> dict[str, float]:
     """Requests above each bound by an engine's metrics page: no line between bounds is drawn here."""
-    name = f"{VllmEngine.gauges['ttft']}_bucket"
+    name = f"{NAMES.ttft}_bucket"
     counts = buckets(read_samples(page, {name}).get(name)) or {}
     return {f"{s:g}": max(counts.values()) - counts[s] for s in BUCKETS_S if s in counts}
 

@@ -1,36 +1,44 @@
 """The simulator as an engine: the command line of one simulated replica, and configs turned into simulated ones."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig
-from raylane.deployments.engines.base import Seat
+from raylane.deployments.engines.base import EngineKind, Seat
+from raylane.deployments.engines.load import EngineLoad, PageNames, read_page
+from raylane.deployments.engines.misses import Limits
 from raylane.deployments.engines.process import Launch
 from raylane.deployments.engines.simulator.config import SimulatorConfig
+
+NAMES = PageNames(  # vLLM's
+    waiting="vllm:num_requests_waiting",
+    running="vllm:num_requests_running",
+    kv_use=("vllm:kv_cache_usage_perc",),
+    prompt_tokens_total="vllm:prompt_tokens_total",
+    output_tokens_total="vllm:generation_tokens_total",
+    ttft="vllm:time_to_first_token_seconds",
+    tpot="vllm:request_time_per_output_token_seconds",
+)
 
 
 class SimulatorEngine:
     """Command builder for raylane's simulator. It shares no GPU: the leased ones are those it pretends to run on."""
 
     kind = "simulator"
-    gauges: Mapping[str, str] = {
-        "waiting": "vllm:num_requests_waiting",
-        "running": "vllm:num_requests_running",
-        "kv_use": "vllm:kv_cache_usage_perc",
-        "prompt_tokens_total": "vllm:prompt_tokens_total",
-        "output_tokens_total": "vllm:generation_tokens_total",
-        "ttft": "vllm:time_to_first_token_seconds",
-        "tpot": "vllm:request_time_per_output_token_seconds",
-    }
 
-    def __init__(self, name: str, model: ModelConfig, engine: SimulatorConfig) -> None:
+    def __init__(self, name: str, model: ModelConfig) -> None:
+        if not isinstance(model.engine, SimulatorConfig):
+            raise TypeError(f"model {name}: engine.kind {model.engine.kind} is not the simulator")
         self._name = name
         self._model = model
-        self._engine = engine
+        self._engine = model.engine
 
     def launch(self, seat: Seat) -> Launch:
         command = (sys.executable, "-m", "raylane.deployments.simulator.server", *self.arguments(seat))
         return Launch(command, {"VLLM_API_KEY": seat.api_key, "CUDA_VISIBLE_DEVICES": ""}, seat.log_path)
+
+    def read_load(self, page: str, limits: Limits | None = None) -> EngineLoad:
+        return read_page(page, NAMES, limits)
 
     def arguments(self, seat: Seat) -> tuple[str, ...]:
         """Every flag of the simulator process; see docs/simulator.md."""
@@ -94,3 +102,6 @@ def _simulated_model(model: ModelConfig, gpu: str) -> ModelConfig:
         }
     )
     return model.model_copy(update={"engine": played})
+
+
+KIND = EngineKind(SimulatorEngine, needs_real_gpus=False)

@@ -118,9 +118,9 @@ async def test_a_real_process_gives_a_token_and_its_metrics(tmp_path: Path) -> N
     client = EngineClient(url, place.api_key, "m")
     try:
         await until_healthy(client, process)
-        before = await client.load(engine.gauges, 5.0)
+        before = await client.load(engine.read_load, 5.0)
         await client.generate_token(10.0)
-        after = await client.load(engine.gauges, 5.0)
+        after = await client.load(engine.read_load, 5.0)
         assert (before.output_tokens_total, after.output_tokens_total) == (0, 1)
         assert (after.waiting, after.running, after.kv_use) == (0, 0, 0)
         assert after.prompt_tokens_total is not None
