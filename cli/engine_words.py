@@ -1,27 +1,9 @@
 """Refusals in the words of their engine: sizing speaks vLLM's, and some formats need a checkpoint of their own."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
+from raylane.deployments.engines.base import kind_of
 from raylane.deployments.sizing.fit import Fits, Refusal
-
-# vLLM 0.29 makes FP8 of 16-bit weights while loading, has no `int8` (its int8_per_channel_weight_only leaves dense
-# layers as they are), and reads AWQ and INT8 from checkpoints. TensorRT-LLM 1.2 quantizes nothing while loading, and
-# its PyTorch backend has no INT8 (nvidia.github.io/TensorRT-LLM/features/quantization.html). Simulators take any.
-WORDS: Mapping[str, Mapping[str, str]] = {
-    "vllm": {
-        "quantization int8": "quantization compressed-tensors (needs an INT8 checkpoint)",
-        "quantization awq": "quantization awq (needs an AWQ checkpoint)",
-    },
-    "tensorrt-llm": {
-        "max_model_len": "max_seq_len",
-        "max_num_seqs": "max_batch_size",
-        "max_num_batched_tokens": "max_num_tokens",
-        "quantization fp8": "quantization fp8 (needs an FP8 checkpoint)",
-        "quantization int8": "quantization int8 (needs backend tensorrt and an INT8 engine)",
-        "quantization awq": "quantization int4_awq (needs an AWQ checkpoint)",
-    },
-}
 
 
 def in_words_of(kind: str, found: Fits | Refusal) -> Fits | Refusal:
@@ -33,6 +15,6 @@ def in_words_of(kind: str, found: Fits | Refusal) -> Fits | Refusal:
 
 
 def _translated(kind: str, text: str) -> str:
-    for sizings, engines in WORDS.get(kind, {}).items():
+    for sizings, engines in kind_of(kind).words.items():
         text = text.replace(sizings, engines)
     return text

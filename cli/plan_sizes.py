@@ -14,7 +14,8 @@ from raylane.cluster.domains import domains
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host, LinkMeasurement, Verdict
 from raylane.deployments.config.builtin import PREFIX
-from raylane.deployments.config.deployment import ModelConfig, SimulatorConfig
+from raylane.deployments.config.deployment import ModelConfig
+from raylane.deployments.engines.simulator.config import SimulatorConfig
 from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.engine_settings import engine_settings
 from raylane.deployments.sizing.fit import Fits, Refusal, fit
@@ -106,7 +107,7 @@ def size_on(facts: ModelFacts, card: Accelerator, model: ModelConfig, hosts: Seq
         for batch in (*(size for size in BATCHES if size < most), *((most,) if most else ()))
     )
     splits = compare_parallelism(facts, card, settings, link, gpus=model.gpus) if model.gpus > 1 else None
-    speculates = bool(getattr(model.engine, "speculative", None))
+    speculates = bool(model.engine.sizes().speculative)
     return Sizing(facts, found, tops, caveats(speculates, model.gpus, measured, link), splits, notes)
 
 

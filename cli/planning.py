@@ -30,7 +30,8 @@ from raylane.cluster.catalog import find_accelerator, need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
 from raylane.cluster.planner import ModelPlan, PlacementPlan, Want
-from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig
+from raylane.deployments.engines.simulator.config import SimulatorConfig
 from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.fit import Refusal
 from raylane.deployments.sizing.roofline import assumed_link

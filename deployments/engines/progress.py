@@ -6,7 +6,7 @@ when they were last told.
 
 from dataclasses import dataclass, replace
 
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 SICK_AFTER_S = 30.0  # far above a step, and above the prefill of a long prompt
 

@@ -10,8 +10,9 @@ import aiohttp
 
 from raylane.cluster.addresses import in_url
 from raylane.cluster.affinity import cpu_list
-from raylane.deployments.engines.base import Engine, EngineLoad, Seat
+from raylane.deployments.engines.base import Engine, Seat
 from raylane.deployments.engines.client import EngineClient
+from raylane.deployments.engines.load import EngineLoad
 from raylane.deployments.engines.process import EngineProcess
 from raylane.deployments.engines.progress import Progress, Stillness, follow, sickness, still
 from raylane.deployments.slo import SloLimits
@@ -107,7 +108,7 @@ class SeatedEngine:
 
     async def _read_load(self) -> EngineLoad:
         try:
-            return await self._client.load(self._engine.gauges, HEALTH_TIMEOUT_S, self.limits)
+            return await self._client.load(self._engine.read_load, HEALTH_TIMEOUT_S, self.limits)
         except (aiohttp.ClientError, TimeoutError):
             return EngineLoad()
         except Exception:  # an edge: nothing that stands on a page is a reason to end an engine

@@ -16,7 +16,8 @@ from raylane.cluster.held_gpus import held_gpus_problem
 from raylane.cluster.leases import Lease
 from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.directory.reports import MoveOrder, MoveResult, MoveState, ReplicaReport, ReplicaState
-from raylane.deployments.engines.base import Engine, EngineLoad, Seat
+from raylane.deployments.engines.base import Engine, Seat
+from raylane.deployments.engines.load import EngineLoad
 from raylane.deployments.engines.seated import SeatedEngine
 from raylane.deployments.replicas.surroundings import DirectoryLink, Host, lease_in_thread
 from raylane.deployments.slo import SloLimits

@@ -15,8 +15,8 @@ from raylane.autoscaling.live.specs import model_specs
 from raylane.cluster.leases import runtime_folder
 from raylane.cluster.proxies import direct
 from raylane.deployments.directory.reports import ReplicaReport
-from raylane.deployments.engines.base import read_load
-from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.engines.load import read_page
+from raylane.deployments.engines.vllm.engine import NAMES
 from raylane.deployments.rollout.rollout import deploy
 from studies.h200 import configs
 from studies.h200.course import Course
@@ -136,7 +136,7 @@ class Live:
 
     def missed_by(self, page: str) -> float | None:
         """Misses as raylane reads them off an engine's metrics."""
-        return read_load(page, VllmEngine.gauges, self.limits).missed_total
+        return read_page(page, NAMES, self.limits).missed_total
 
     def missed_total(self) -> float | None:
         """The same as the directory has it of the only replica."""

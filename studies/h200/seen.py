@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from raylane.deployments.engines.samples import buckets, read_samples
-from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.engines.vllm.engine import NAMES
 from raylane.deployments.slo import SloLimits, judge
 from studies.h200.senders import Ended
 
@@ -81,7 +81,7 @@ def missed(ended: Iterable[Ended], limits: SloLimits, input_tokens: int) -> Miss
 
 def ttft_over(page: str) -> dict[str, float]:
     """Requests above each bound by an engine's metrics page: no line between bounds is drawn here."""
-    name = f"{VllmEngine.gauges['ttft']}_bucket"
+    name = f"{NAMES.ttft}_bucket"
     counts = buckets(read_samples(page, {name}).get(name)) or {}
     return {f"{s:g}": max(counts.values()) - counts[s] for s in BUCKETS_S if s in counts}
 

@@ -33,10 +33,10 @@ from raylane.cluster.errors import FailedError
 from raylane.cluster.local_ray import MARK as CLUSTER_MARK
 from raylane.cluster.processes import processes_with
 from raylane.deployments.directory.ray_actor import directory_actor
-from raylane.deployments.engines.base import read_load
 from raylane.deployments.engines.guard import ALLOWED
+from raylane.deployments.engines.load import read_page
 from raylane.deployments.engines.process import MARK
-from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.engines.vllm.engine import NAMES
 from raylane.deployments.rollout.rollout import delete, deploy
 from raylane.deployments.slo import SloLimits
 
@@ -196,10 +196,10 @@ def test_a_running_engine_has_every_figure_that_is_read_off_it(cluster: Cluster,
     replica = cluster.ready(model)[0]
     request = urllib.request.Request(f"{replica.url}/metrics", headers={"Authorization": f"Bearer {replica.api_key}"})
     page = urllib.request.urlopen(request, timeout=10).read().decode()
-    load = read_load(page, VllmEngine.gauges, SloLimits(ttft_s=60.0, ttft_s_per_token=0.0, tpot_s=60.0))
+    load = read_page(page, NAMES, SloLimits(ttft_s=60.0, ttft_s_per_token=0.0, tpot_s=60.0))
     assert [name for name, value in vars(load).items() if value is None] == []
-    for histogram in ("ttft", "tpot"):
-        assert f"{VllmEngine.gauges[histogram]}_bucket" in page
+    for histogram in (NAMES.ttft, NAMES.tpot):
+        assert f"{histogram}_bucket" in page
 
 
 def test_a_benchmark_its_report_and_the_notebook(

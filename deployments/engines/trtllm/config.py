@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from raylane.cluster.strict import StrictModel
+from raylane.deployments.config.kinds import EngineBlock, EngineSizes
 from raylane.deployments.engines.trtllm.names import (
     closest,
     llm_api_options,
@@ -40,7 +40,7 @@ OWN_OPTIONS = {
 }
 
 
-class TensorRtLlmConfig(StrictModel):
+class TensorRtLlmConfig(EngineBlock):
     """Settings of one `trtllm-serve`; None leaves TensorRT-LLM's own default. Written against version 1.2.1."""
 
     kind: Literal["tensorrt-llm"]
@@ -97,27 +97,21 @@ class TensorRtLlmConfig(StrictModel):
             raise ValueError(f"dtype {self.dtype}: an engine's is fixed when it is built; leave it out")
         return self
 
-    @property
-    def max_model_len(self) -> int | None:
-        return self.max_seq_len
-
-    @property
-    def max_num_seqs(self) -> int:
-        return self.max_batch_size or min(DEFAULT_MAX_BATCH_SIZE, self.max_num_batched_tokens)
-
-    @property
-    def max_num_batched_tokens(self) -> int:
-        return self.max_num_tokens or DEFAULT_MAX_NUM_TOKENS
-
-    @property
-    def gpu_memory_utilization(self) -> float:
-        """For sizing: TensorRT-LLM takes a share of what is left, never of the card."""
-        return 1.0
-
-    @property
-    def enable_prefix_caching(self) -> None:
-        """KV blocks are reused by default; llm_api_options.kv_cache_config.enable_block_reuse changes it."""
-        return
+    def sizes(self) -> EngineSizes:
+        """It takes a share of what weights leave, never of the card. It reuses KV blocks unless it is told not to
+        (llm_api_options.kv_cache_config.enable_block_reuse); of layers with a window nothing is known."""
+        tokens = self.max_num_tokens or DEFAULT_MAX_NUM_TOKENS
+        return EngineSizes(
+            dtype=self.dtype,
+            quantization=self.quantization,
+            kv_cache_dtype=self.kv_cache_dtype,
+            max_model_len=self.max_seq_len,
+            max_num_seqs=self.max_batch_size or min(DEFAULT_MAX_BATCH_SIZE, tokens),
+            max_num_batched_tokens=tokens,
+            memory_of_card=1.0,
+            kv_of_rest=self.kv_cache_free_gpu_memory_fraction,
+            kv_windows=False,
+        )
 
 
 def wrong_flag(arguments: tuple[str, ...]) -> str | None:
@@ -162,3 +156,6 @@ def _wrong_key(dotted: str, key: str, known: tuple[str, ...], backend: str) -> s
 
 def _number(part: str) -> bool:
     return part.lstrip("-").replace(".", "", 1).isdigit()
+
+
+Block = TensorRtLlmConfig

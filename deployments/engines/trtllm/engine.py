@@ -4,7 +4,7 @@ trtllm-serve knows no API keys and no served model name: it is started through g
 in its place, and calls a model by its folder's name, so a local folder gets a link of the model's name beside the log.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,17 @@ from typing import Any
 import yaml
 
 from raylane.cluster.errors import FailedError
+from raylane.deployments.config.builtin import ensure_model
 from raylane.deployments.config.deployment import ModelConfig
-from raylane.deployments.engines.base import Seat
+from raylane.deployments.engines.base import EngineKind, Seat
 from raylane.deployments.engines.guard import KEY_VARIABLE
+from raylane.deployments.engines.load import EngineLoad
 from raylane.deployments.engines.process import Launch
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.engines.trtllm.layout import ENGINE, check_built, is_built
+from raylane.deployments.engines.trtllm.load import read_iterations
 from raylane.deployments.engines.trtllm.programs import interpreter, program
+from raylane.deployments.slo import SloLimits
 
 LAUNCHER = Path(__file__).with_name("guarded_serve.py")
 
@@ -27,12 +31,6 @@ class TensorRtLlmEngine:
     """Command builder for TensorRT-LLM's OpenAI server."""
 
     kind = "tensorrt-llm"
-    # /metrics is a JSON list of iterations. There is no page with token totals: they stay None.
-    gauges: Mapping[str, str] = {
-        "waiting": "numQueuedRequests",
-        "running": "numActiveRequests",
-        "kv_use": "kvCacheStats.usedNumBlocks/kvCacheStats.maxNumBlocks",
-    }
 
     def __init__(self, name: str, model: ModelConfig, folder: str) -> None:
         if not isinstance(model.engine, TensorRtLlmConfig):
@@ -55,6 +53,9 @@ class TensorRtLlmEngine:
         command = (*guarded, "serve", *self.arguments(seat, self._link(place), options))
         env = {**self._env(seat), **dict(seat.links.environment), **self._engine.env}
         return Launch(command, {**env, KEY_VARIABLE: seat.api_key}, seat.log_path)
+
+    def read_load(self, page: str, limits: SloLimits | None = None) -> EngineLoad:
+        return read_iterations(page)
 
     def arguments(self, seat: Seat, model: str, options: Path) -> tuple[str, ...]:
         """`trtllm-serve serve` arguments. Every flag is in 1.1.0 and in 1.3.0rc3, under the older of its names."""
@@ -143,3 +144,24 @@ def _values(engine: TensorRtLlmConfig) -> Iterator[str]:
             yield from (f"--{field}", str(value))
     if engine.trust_remote_code:
         yield "--trust_remote_code"
+
+
+def build(name: str, model: ModelConfig) -> TensorRtLlmEngine:
+    """FailedError on a host without TensorRT-LLM, before anything is built or leased."""
+    program(name)
+    return TensorRtLlmEngine(name, model, ensure_model(model.source))
+
+
+KIND = EngineKind(
+    build,
+    # TensorRT-LLM 1.2 quantizes nothing while loading, and its PyTorch backend has no INT8
+    # (nvidia.github.io/TensorRT-LLM/features/quantization.html).
+    words={
+        "max_model_len": "max_seq_len",
+        "max_num_seqs": "max_batch_size",
+        "max_num_batched_tokens": "max_num_tokens",
+        "quantization fp8": "quantization fp8 (needs an FP8 checkpoint)",
+        "quantization int8": "quantization int8 (needs backend tensorrt and an INT8 engine)",
+        "quantization awq": "quantization int4_awq (needs an AWQ checkpoint)",
+    },
+)

@@ -6,31 +6,37 @@ Everything that differs between vLLM 0.26 and 0.33, or between its CUDA and its 
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from raylane.deployments.config.deployment import ModelConfig, VllmConfig
-from raylane.deployments.engines.base import Seat
+from raylane.deployments.config.builtin import ensure_model
+from raylane.deployments.config.deployment import ModelConfig
+from raylane.deployments.engines.base import EngineKind, Seat
 from raylane.deployments.engines.guard import KEY_VARIABLE, KeyGuard
+from raylane.deployments.engines.load import EngineLoad, PageNames, read_page
 from raylane.deployments.engines.process import Launch
+from raylane.deployments.engines.vllm.config import VllmConfig
+from raylane.deployments.slo import SloLimits
 
 GUARD = f"{KeyGuard.__module__}.{KeyGuard.__qualname__}"
+
+
+NAMES = PageNames(
+    waiting="vllm:num_requests_waiting",
+    running="vllm:num_requests_running",
+    kv_use=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+    prompt_tokens_total="vllm:prompt_tokens_total",
+    output_tokens_total="vllm:generation_tokens_total",
+    ttft="vllm:time_to_first_token_seconds",
+    tpot="vllm:request_time_per_output_token_seconds",
+)
 
 
 class VllmEngine:
     """Command builder for vLLM's OpenAI server."""
 
     kind = "vllm"
-    gauges: Mapping[str, str] = {
-        "waiting": "vllm:num_requests_waiting",
-        "running": "vllm:num_requests_running",
-        "kv_use": "vllm:kv_cache_usage_perc|vllm:gpu_cache_usage_perc",
-        "prompt_tokens_total": "vllm:prompt_tokens_total",
-        "output_tokens_total": "vllm:generation_tokens_total",
-        "ttft": "vllm:time_to_first_token_seconds",
-        "tpot": "vllm:request_time_per_output_token_seconds",
-    }
 
     def __init__(self, name: str, model: ModelConfig, folder: str) -> None:
         if not isinstance(model.engine, VllmConfig):
@@ -46,6 +52,9 @@ class VllmEngine:
         env = {**self._env(seat), **dict(seat.links.environment), **self._engine.env}
         # The key is in the environment because every user of the host can read a command line.
         return Launch(command, {**env, KEY_VARIABLE: seat.api_key}, seat.log_path)
+
+    def read_load(self, page: str, limits: SloLimits | None = None) -> EngineLoad:
+        return read_page(page, NAMES, limits)
 
     def arguments(self, seat: Seat) -> tuple[str, ...]:
         """`vllm serve` arguments without the model given by position.
@@ -137,3 +146,18 @@ VALUES = (
     "seed",
 )
 SWITCHES = ("enforce_eager", "trust_remote_code")
+
+
+def build(name: str, model: ModelConfig) -> VllmEngine:
+    return VllmEngine(name, model, ensure_model(model.source))
+
+
+KIND = EngineKind(
+    build,
+    # vLLM 0.29 makes FP8 of 16-bit weights while loading, has no `int8` (its int8_per_channel_weight_only leaves dense
+    # layers as they are), and reads AWQ and INT8 from checkpoints.
+    words={
+        "quantization int8": "quantization compressed-tensors (needs an INT8 checkpoint)",
+        "quantization awq": "quantization awq (needs an AWQ checkpoint)",
+    },
+)

@@ -5,7 +5,7 @@ from typing import Any
 from raylane.cluster.gpu_readings import GpuReading
 from raylane.deployments.config.deployment import DeploymentConfig
 from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport, ReplicaState, Snapshot
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 READY, STARTING, DRAINING = ReplicaState.READY, ReplicaState.STARTING, ReplicaState.DRAINING
 SLO = {"ttft_ms": 1000, "tpot_ms": 60}

@@ -15,7 +15,7 @@ from raylane.cluster.errors import FailedError
 from raylane.cluster.hosts import Host
 from raylane.deployments.config.deployment import DeploymentConfig
 from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport, Snapshot
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 FAST = {"decide_every_s": 1, "warm_up_s": 0}
 HOUR_S = 3600.0

@@ -11,7 +11,7 @@ from live_values import config, report, snapshot
 from raylane.autoscaling.live.decider import ClusterReading, Decided, Decider, FleetGpus
 from raylane.deployments.config.deployment import DeploymentConfig
 from raylane.deployments.directory.reports import ModelTraffic, Snapshot
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 TICK_S = 5.0
 RPS = 15.0

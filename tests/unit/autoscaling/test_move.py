@@ -13,7 +13,7 @@ from raylane.autoscaling.move import make_room
 from raylane.autoscaling.observation import ModelObservation, Phase, ReplicaObservation
 from raylane.cluster.domains import domains
 from raylane.cluster.recording import load_recording
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 RECORDING = Path(__file__).parents[2] / "fixtures" / "topology" / "l40s-x12-six-switch-pairs.json"
 (HOST,) = load_recording(RECORDING)

@@ -18,7 +18,7 @@ from raylane.deployments.directory.reports import (
     ReplicaState,
     Snapshot,
 )
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 
 def see(*looks: Snapshot, target: int = 1, woken: tuple[str, ...] = ()) -> ModelObservation:

@@ -27,7 +27,7 @@ from raylane.autoscaling.spec import ModelSpec
 from raylane.cluster.domains import domains
 from raylane.deployments.config.deployment import DeploymentConfig
 from raylane.deployments.directory.reports import ModelTraffic, Snapshot
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 TICK_S = 5.0
 (HOST,) = small_lab.HOSTS

@@ -10,7 +10,7 @@ from scaler_bench import FakeCluster, bench, good
 
 from raylane.cluster.errors import FailedError
 from raylane.deployments.directory.reports import ModelTraffic, ReplicaReport
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from raylane.deployments.config.deployment import (
     GatewayConfig,
     ModelConfig,
     ReplicaBounds,
-    VllmConfig,
     json_schema,
     load_config,
     to_yaml,
 )
+from raylane.deployments.engines.vllm.config import VllmConfig
 
 ROOT = Path(__file__).parents[3]
 EVERYTHING: dict[str, Any] = {

@@ -16,7 +16,7 @@ from raylane.deployments.directory.directory import (
     merge,
 )
 from raylane.deployments.directory.reports import Endpoint, ModelTraffic, ReplicaReport, ReplicaState, Table
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 
 T = TypeVar("T")
 READY, DRAINING, STARTING = ReplicaState.READY, ReplicaState.DRAINING, ReplicaState.STARTING

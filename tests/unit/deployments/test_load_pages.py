@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raylane.deployments.engines.base import EngineLoad, read_load
+from raylane.deployments.engines.load import EngineLoad, read_page
 from raylane.deployments.engines.misses import above
 from raylane.deployments.engines.samples import buckets, number, read_samples
-from raylane.deployments.engines.trtllm.engine import TensorRtLlmEngine
-from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.engines.trtllm.load import read_iterations
+from raylane.deployments.engines.vllm.engine import NAMES
 from raylane.deployments.slo import SloLimits
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "engines"
-GAUGES = VllmEngine.gauges
 LIMITS = SloLimits(ttft_s=1.0, ttft_s_per_token=0.0, tpot_s=0.06)
 NOT_NUMBERS = """\
 vllm:num_requests_running{engine="0"} NaN
@@ -65,7 +65,7 @@ RUNNING = "vllm:num_requests_running"
     ],
 )
 def test_a_page(page: str, load: EngineLoad) -> None:
-    assert read_load(page, GAUGES) == load
+    assert read_page(page, NAMES) == load
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def test_a_page(page: str, load: EngineLoad) -> None:
 def test_an_iteration_of_tensorrt_llm(value: str, read: int | None) -> None:
     page = f'[{{"numActiveRequests": {value}, "kvCacheStats": {{"usedNumBlocks": {value}, "maxNumBlocks": 4}}}}]'
     share = None if read is None else 0.75
-    assert read_load(page, TensorRtLlmEngine.gauges) == EngineLoad(running=read, kv_use=share)
+    assert read_iterations(page) == EngineLoad(running=read, kv_use=share)
 
 
 def test_iterations_nested_beyond_all_measure_are_unknown() -> None:
-    assert read_load("[" * 200_000, TensorRtLlmEngine.gauges) == EngineLoad()
+    assert read_iterations("[" * 200_000) == EngineLoad()
 
 
-def histogram(*counts: str, name: str = GAUGES["ttft"]) -> str:
+def histogram(*counts: str, name: str = NAMES.ttft) -> str:
     bounds = ("0.5", "1.0", "+Inf")
     return "".join(f'{name}_bucket{{le="{bound}"}} {count}\n' for bound, count in zip(bounds, counts, strict=False))
 
@@ -109,24 +109,22 @@ def histogram(*counts: str, name: str = GAUGES["ttft"]) -> str:
         pytest.param(histogram("1", "4", "+Inf"), None, id="an infinite count"),
         pytest.param(histogram("1", "4"), None, id="cut before the last bucket"),
         pytest.param(histogram("1", "4", "10") + histogram("9", "12"), None, id="cut in the second engine's"),
-        pytest.param(
-            histogram("1", "4", "10") + histogram("1", "2", "NaN", name=GAUGES["tpot"]), None, id="one of two"
-        ),
+        pytest.param(histogram("1", "4", "10") + histogram("1", "2", "NaN", name=NAMES.tpot), None, id="one of two"),
         pytest.param(histogram("1", "4", "10").replace("1.0", "one"), None, id="a bound that is no number"),
         pytest.param(histogram("1", "4", "10").replace("1.0", "NaN"), None, id="a bound that is NaN"),
         pytest.param(histogram("0", "0", "0"), 0, id="no request yet"),
     ],
 )
 def test_misses_of_a_page(page: str, missed: float | None) -> None:
-    assert read_load(page, GAUGES, LIMITS).missed_total == missed
+    assert read_page(page, NAMES, LIMITS).missed_total == missed
 
 
 def test_without_prompt_tokens_their_allowance_is_not_known() -> None:
     limits = SloLimits(ttft_s=1.0, ttft_s_per_token=0.001, tpot_s=0.06)
     page = histogram("1", "4", "10")
-    assert read_load(page, GAUGES, limits).missed_total is None
-    assert read_load(f"{page}vllm:prompt_tokens_total NaN\n", GAUGES, limits).missed_total is None
-    assert read_load(f"{page}vllm:prompt_tokens_total 0\n", GAUGES, limits).missed_total == 6
+    assert read_page(page, NAMES, limits).missed_total is None
+    assert read_page(f"{page}vllm:prompt_tokens_total NaN\n", NAMES, limits).missed_total is None
+    assert read_page(f"{page}vllm:prompt_tokens_total 0\n", NAMES, limits).missed_total == 6
 
 
 def test_a_first_bucket_up_to_nothing_has_no_width() -> None:
@@ -135,8 +133,8 @@ def test_a_first_bucket_up_to_nothing_has_no_width() -> None:
 
 WORDS = st.sampled_from(
     [
-        *GAUGES.values(),
-        f"{GAUGES['ttft']}_bucket",
+        *(name for name in asdict(NAMES).values() if isinstance(name, str)),
+        f"{NAMES.ttft}_bucket",
         "{",
         "}",
         '"',
@@ -155,8 +153,7 @@ WORDS = st.sampled_from(
 
 @given(st.lists(WORDS | st.text(max_size=3), max_size=25).map("".join))
 def test_no_page_raises_and_nothing_read_is_no_number(page: str) -> None:
-    for names in (GAUGES, TensorRtLlmEngine.gauges):
-        load = read_load(page, names, LIMITS)
+    for load in (read_page(page, NAMES, LIMITS), read_iterations(page)):
         assert all(value is None or number(value) == value for value in vars(load).values())
 
 
@@ -172,7 +169,7 @@ KEYS = st.sampled_from(["numActiveRequests", "numQueuedRequests", "kvCacheStats"
 
 @given(st.lists(st.dictionaries(KEYS, JSON) | JSON, max_size=2))
 def test_no_list_of_iterations_raises(iterations: list[Any]) -> None:
-    load = read_load(json.dumps(iterations), TensorRtLlmEngine.gauges)
+    load = read_iterations(json.dumps(iterations))
     assert all(value is None or number(value) == value for value in vars(load).values())
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from raylane.deployments.engines.base import read_load
+from raylane.deployments.engines.load import read_page
 from raylane.deployments.engines.misses import above, missed_total
+from raylane.deployments.engines.vllm.engine import NAMES as VLLM
 from raylane.deployments.slo import SloLimits
 
 NAMES = {"ttft": "vllm:time_to_first_token_seconds", "tpot": "vllm:request_time_per_output_token_seconds"}
@@ -48,5 +49,5 @@ def test_long_prompts_may_take_longer() -> None:
 
 def test_an_engine_without_histograms_tells_nothing() -> None:
     assert missed_total("vllm:num_requests_running 3\n", NAMES, LIMITS, 100) is None
-    assert read_load(page(NAMES["ttft"], {"1.0": 7, "+Inf": 10}), NAMES).missed_total is None
-    assert read_load(page(NAMES["ttft"], {"1.0": 7, "+Inf": 10}), NAMES, LIMITS).missed_total == 3
+    assert read_page(page(NAMES["ttft"], {"1.0": 7, "+Inf": 10}), VLLM).missed_total is None
+    assert read_page(page(NAMES["ttft"], {"1.0": 7, "+Inf": 10}), VLLM, LIMITS).missed_total == 3

@@ -14,16 +14,10 @@ from raylane.cli.profiles import arguments
 from raylane.cluster.catalog import load_catalog
 from raylane.cluster.errors import UsageError
 from raylane.deployments.config.builtin import CONFIGS
-from raylane.deployments.config.deployment import (
-    DeploymentConfig,
-    ModelConfig,
-    VllmConfig,
-    json_schema,
-    load_config,
-    to_yaml,
-)
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, json_schema, load_config, to_yaml
 from raylane.deployments.config.profiles import need_profile, profiles
 from raylane.deployments.engines.simulator.engine import simulated
+from raylane.deployments.engines.vllm.config import VllmConfig
 
 # Reads command lines from standard input and lets vLLM's own parser take them.
 PARSE = """
@@ -142,7 +136,8 @@ def test_an_engine_of_another_kind_has_no_profiles_but_its_simulation_takes_the_
         {"models": {"m": {"source": "org/m", "engine": {"profile": "70b-awq-tp2-l40s"}}}}, "test"
     )
     played = simulated(config, "L40S").models["m"]
-    assert (played.tensor_parallel, played.engine.quantization, played.engine.max_num_seqs) == (2, "awq_marlin", 128)
+    sizes = played.engine.sizes()
+    assert (played.tensor_parallel, sizes.quantization, sizes.max_num_seqs) == (2, "awq_marlin", 128)
 
 
 def test_an_editor_knows_the_key() -> None:

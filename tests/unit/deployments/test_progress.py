@@ -2,7 +2,7 @@
 
 import pytest
 
-from raylane.deployments.engines.base import EngineLoad
+from raylane.deployments.engines.load import EngineLoad
 from raylane.deployments.engines.progress import SICK_AFTER_S, follow, sickness, still
 
 UNREAD = EngineLoad()

@@ -29,10 +29,12 @@ from raylane.deployments.directory.reports import Endpoint, MoveResult, MoveStat
 from raylane.deployments.engines import progress as progress_module
 from raylane.deployments.engines import seated as seated_module
 from raylane.deployments.engines.base import Seat
+from raylane.deployments.engines.load import EngineLoad, read_page
 from raylane.deployments.engines.process import MARK, EngineFailed, Launch, log_tail
-from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.engines.vllm.engine import NAMES
 from raylane.deployments.replicas import replica as replica_module
 from raylane.deployments.replicas.replica import Replica
+from raylane.deployments.slo import SloLimits
 
 SCRIPT = Path(__file__).parents[2] / "fixtures" / "engines" / "fake_engine.py"
 GPUS = ("GPU-0", "GPU-1")
@@ -42,12 +44,14 @@ class FakeKind:
     """An engine kind whose server is the fake one."""
 
     kind = "fake"
-    gauges = VllmEngine.gauges
 
     def __init__(self, **options: Any) -> None:
         self._options = options
         self.fails_on: str | None = None  # engines on GPUs with this in their name do not start
         self.seat: Seat | None = None
+
+    def read_load(self, page: str, limits: SloLimits | None = None) -> EngineLoad:
+        return read_page(page, NAMES, limits)
 
     def change(self, **options: Any) -> None:
         """For engines that start from now on."""

@@ -14,18 +14,14 @@ from pydantic import ValidationError
 
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.errors import FailedError, UsageError
-from raylane.deployments.config.deployment import (
-    DeploymentConfig,
-    ModelConfig,
-    SimulatorConfig,
-    VllmConfig,
-    load_config,
-)
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, load_config
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.build import build_engine
 from raylane.deployments.engines.client import EngineClient
 from raylane.deployments.engines.process import EngineProcess
+from raylane.deployments.engines.simulator.config import SimulatorConfig
 from raylane.deployments.engines.simulator.engine import SimulatorEngine, simulated
+from raylane.deployments.engines.vllm.config import VllmConfig
 from raylane.deployments.replicas.host import GpuHost
 from raylane.deployments.rollout.applications import model_application
 from raylane.deployments.simulator.options import read_options
@@ -122,9 +118,9 @@ async def test_a_real_process_gives_a_token_and_its_metrics(tmp_path: Path) -> N
     client = EngineClient(url, place.api_key, "m")
     try:
         await until_healthy(client, process)
-        before = await client.load(engine.gauges, 5.0)
+        before = await client.load(engine.read_load, 5.0)
         await client.generate_token(10.0)
-        after = await client.load(engine.gauges, 5.0)
+        after = await client.load(engine.read_load, 5.0)
         assert (before.output_tokens_total, after.output_tokens_total) == (0, 1)
         assert (after.waiting, after.running, after.kv_use) == (0, 0, 0)
         assert after.prompt_tokens_total is not None

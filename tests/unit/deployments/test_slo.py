@@ -7,7 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from raylane.benchmarks.metrics import in_one_piece, is_good
+from raylane.benchmarks.declared import in_one_piece
+from raylane.benchmarks.metrics import is_good
 from raylane.benchmarks.records import RequestRecord
 from raylane.deployments.engines.misses import above
 from raylane.deployments.slo import Slo, SloLimits, judge, judge_all

@@ -8,7 +8,8 @@ import pytest
 from raylane.cluster.catalog import need_accelerator
 from raylane.cluster.errors import UsageError
 from raylane.deployments.config.builtin import builtin_config
-from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig, SimulatorConfig
+from raylane.deployments.config.deployment import DeploymentConfig, ModelConfig
+from raylane.deployments.engines.simulator.config import SimulatorConfig
 from raylane.deployments.engines.simulator.engine import simulated
 from raylane.deployments.engines.trtllm.config import TensorRtLlmConfig
 from raylane.deployments.sizing.engine_settings import engine_settings

@@ -17,18 +17,19 @@ from raylane.cluster.allreduce import AllReduceSettings
 from raylane.cluster.errors import FailedError
 from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.engines import seated
-from raylane.deployments.engines.base import EngineLoad, Seat, read_load
+from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.build import build_engine
 from raylane.deployments.engines.client import EngineClient
+from raylane.deployments.engines.load import EngineLoad
 from raylane.deployments.engines.process import EngineProcess
 from raylane.deployments.engines.seated import SeatedEngine
 from raylane.deployments.engines.trtllm import engine as trtllm_engine
 from raylane.deployments.engines.trtllm.engine import LAUNCHER, TensorRtLlmEngine
 from raylane.deployments.engines.trtllm.layout import RECORD, BuildRecord
+from raylane.deployments.engines.trtllm.load import read_iterations
 
 PAIR = AllReduceSettings((("NCCL_P2P_DISABLE", "1"),), custom_all_reduce=False, reason="test")
 UP_WITHIN_S = 20.0
-GAUGES = TensorRtLlmEngine.gauges
 
 
 def model(engine: dict[str, Any] | None = None, **keys: Any) -> ModelConfig:
@@ -180,8 +181,8 @@ async def test_the_stand_in_server_is_ready_by_a_token_and_tells_its_load(instal
     try:
         await until_healthy(client, process)
         await client.generate_token(10.0)
-        assert await client.load(engine.gauges, 5.0) == EngineLoad(waiting=3, running=1, kv_use=0.25)
-        assert await client.load(engine.gauges, 5.0) == EngineLoad(waiting=0, running=0)
+        assert await client.load(engine.read_load, 5.0) == EngineLoad(waiting=3, running=1, kv_use=0.25)
+        assert await client.load(engine.read_load, 5.0) == EngineLoad(waiting=0, running=0)
         told = await knock(place.port, {"Authorization": f"Bearer {place.api_key}"})
         assert told == {"/v1/models": (200, {"data": [{"id": "tiny"}]}), "/release_memory": (404, None)}
         assert {status for status, _ in (await knock(place.port, {})).values()} == {401}
@@ -282,4 +283,4 @@ async def until_healthy(client: EngineClient, process: EngineProcess) -> None:
     ],
 )
 def test_reading_iterations(page: str, load: EngineLoad) -> None:
-    assert read_load(page, GAUGES) == load
+    assert read_iterations(page) == load

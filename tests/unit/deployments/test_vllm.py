@@ -12,9 +12,10 @@ import pytest
 
 from raylane.cluster.allreduce import AllReduceSettings
 from raylane.deployments.config.deployment import ModelConfig
-from raylane.deployments.engines.base import EngineLoad, Seat, read_load
+from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.guard import ALLOWED
-from raylane.deployments.engines.vllm.engine import VllmEngine, server_module
+from raylane.deployments.engines.load import EngineLoad, read_page
+from raylane.deployments.engines.vllm.engine import NAMES, VllmEngine, server_module
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "engines"
 NO_LINKS = AllReduceSettings((), custom_all_reduce=True, reason="test")
@@ -235,7 +236,7 @@ def test_no_usage_is_sent_home() -> None:
 
 
 def test_the_load_on_a_page_of_vllms_metrics() -> None:
-    load = read_load((FIXTURES / "vllm_metrics.txt").read_text(), VllmEngine.gauges)
+    load = read_page((FIXTURES / "vllm_metrics.txt").read_text(), NAMES)
     assert load == EngineLoad(7, 5, 0.125, 1024.0, 4096.0)
 
 
@@ -253,4 +254,4 @@ def test_the_load_on_a_page_of_vllms_metrics() -> None:
     ],
 )
 def test_pages_that_say_less(page: str, load: EngineLoad) -> None:
-    assert read_load(page, VllmEngine.gauges) == load
+    assert read_page(page, NAMES) == load
