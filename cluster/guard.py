@@ -1,5 +1,5 @@
-"""Ends a local Ray whose process died without doing so, by kill -9 say: python guard.py MARK FOLDER, with a pipe as
-standard input that closes when that process is gone."""
+"""Ends a local Ray whose process died without doing so, by kill -9 say. Its arguments are the variable that marks Ray's
+processes and Ray's folder; its standard input is a pipe that closes when that process is gone."""
 
 import shutil
 import signal

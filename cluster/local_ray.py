@@ -82,7 +82,7 @@ def own_folder() -> Iterator[Path]:
 @contextmanager
 def guarded(folder: Path) -> Iterator[None]:
     """While it lasts, a process of its own waits for the death of this one, to end what it could not end itself."""
-    command = [sys.executable, str(Path(__file__).with_name("guard.py")), MARK, str(folder)]
+    command = [sys.executable, "-m", "raylane.cluster.guard", MARK, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True):
         yield  # the end of the block closes the pipe and waits for the guard
 
