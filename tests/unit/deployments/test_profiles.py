@@ -136,7 +136,11 @@ def test_an_engine_of_another_kind_has_no_profiles_but_its_simulation_takes_the_
         {"models": {"m": {"source": "org/m", "engine": {"profile": "70b-awq-tp2-l40s"}}}}, "test"
     )
     played = simulated(config, "L40S").models["m"]
-    assert (played.tensor_parallel, played.engine.quantization, played.engine.max_num_seqs) == (2, "awq_marlin", 128)
+    assert (played.tensor_parallel, played.engine.sizes().quantization, played.engine.sizes().max_num_seqs) == (
+        2,
+        "awq_marlin",
+        128,
+    )
 
 
 def test_an_editor_knows_the_key() -> None:
