@@ -24,7 +24,7 @@ from raylane.deployments.engines.trtllm.layout import ENGINE, check_built, is_bu
 from raylane.deployments.engines.trtllm.load import read_iterations
 from raylane.deployments.engines.trtllm.programs import interpreter, program
 
-LAUNCHER = Path(__file__).with_name("guarded_serve.py")
+LAUNCHER = Path(__file__).parents[1] / "guarded_serve.py"
 
 
 class TensorRtLlmEngine:
