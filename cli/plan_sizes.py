@@ -6,7 +6,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from raylane.cli.engine_words import in_words_of
 from raylane.cli.sizing import fit_json
 from raylane.cluster.catalog import Accelerator, find_accelerator, need_accelerator, unknown_accelerator_message
 from raylane.cluster.choose import DOMAIN_SIZES
@@ -16,6 +15,7 @@ from raylane.cluster.hosts import Host, LinkMeasurement, Verdict
 from raylane.deployments.config.builtin import PREFIX
 from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.engines.simulator.config import SimulatorConfig
+from raylane.deployments.engines.words import in_words_of
 from raylane.deployments.sizing.checkpoint import read_model_facts
 from raylane.deployments.sizing.engine_settings import engine_settings
 from raylane.deployments.sizing.fit import Fits, Refusal, fit

@@ -11,7 +11,6 @@ import typer
 import yaml
 from rich.console import Console
 
-from raylane.cli.engine_words import in_words_of
 from raylane.cli.sizing import fit_json, print_fit
 from raylane.cli.tables import WholeTable, table_console
 from raylane.cluster.allreduce import AllReduceSettings
@@ -20,6 +19,7 @@ from raylane.deployments.config.deployment import ModelConfig
 from raylane.deployments.config.profiles import Profile, need_profile, profiles
 from raylane.deployments.engines.base import Seat
 from raylane.deployments.engines.vllm.engine import VllmEngine
+from raylane.deployments.engines.words import in_words_of
 from raylane.deployments.sizing.engine_settings import engine_settings
 from raylane.deployments.sizing.fit import Fits, Refusal, fit
 from raylane.deployments.sizing.profile_facts import profile_facts

@@ -17,6 +17,7 @@ KINDS: Mapping[str, str] = {  # the kind's name in a config -> its folder
     "vllm": "raylane.deployments.engines.vllm",
     "simulator": "raylane.deployments.engines.simulator",
     "tensorrt-llm": "raylane.deployments.engines.trtllm",
+    "sglang": "raylane.deployments.engines.sglang",
 }
 DEFAULT_KIND = "vllm"
 

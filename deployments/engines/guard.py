@@ -1,7 +1,7 @@
 """Who may ask an engine what: its key on every path, and no path that raylane does not use.
 
 `KeyGuard` runs in the engine's own process, around everything that its server has: routes, mounted pages, websockets
-(vLLM's `--middleware`, and trtllm/guarded_serve.py). The simulator asks `refusal` itself. Standard library only, and no
+(vLLM's `--middleware`, and guarded_serve.py). The simulator asks `refusal` itself. Standard library only, and no
 newer than Python 3.10: an engine's interpreter may be another than raylane's.
 """
 

@@ -52,28 +52,25 @@ class SimulatorEngine:
         )
 
 
-VALUES = (
-    "gpu",
-    "dtype",
-    "quantization",
-    "max_model_len",
-    "gpu_memory_utilization",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "kv_cache_dtype",
-    "speedup",
-    "slowdown",
-    "cold_start_s",
-    "fail_after_s",
-    "fail_mode",
-)
-
-
 def _options(engine: SimulatorConfig) -> Iterator[str]:
-    for field in VALUES:
-        value = getattr(engine, field)
+    given: dict[str, str | float | None] = {
+        "--gpu": engine.gpu,
+        "--dtype": engine.dtype,
+        "--quantization": engine.quantization,
+        "--max-model-len": engine.max_model_len,
+        "--gpu-memory-utilization": engine.gpu_memory_utilization,
+        "--max-num-seqs": engine.max_num_seqs,
+        "--max-num-batched-tokens": engine.max_num_batched_tokens,
+        "--kv-cache-dtype": engine.kv_cache_dtype,
+        "--speedup": engine.speedup,
+        "--slowdown": engine.slowdown,
+        "--cold-start-s": engine.cold_start_s,
+        "--fail-after-s": engine.fail_after_s,
+        "--fail-mode": engine.fail_mode,
+    }
+    for flag, value in given.items():
         if value is not None:
-            yield from ("--" + field.replace("_", "-"), str(value))
+            yield from (flag, str(value))
     if engine.enable_prefix_caching is False:
         yield "--no-enable-prefix-caching"
 

@@ -24,7 +24,7 @@ from raylane.deployments.engines.trtllm.load import read_iterations
 from raylane.deployments.engines.trtllm.programs import interpreter, program
 from raylane.deployments.slo import SloLimits
 
-LAUNCHER = Path(__file__).with_name("guarded_serve.py")
+LAUNCHER = Path(__file__).parents[1] / "guarded_serve.py"
 
 
 class TensorRtLlmEngine:
@@ -132,16 +132,26 @@ def check_source(name: str, model: ModelConfig, engine: TensorRtLlmConfig, folde
 
 def asked_of(model: ModelConfig, engine: TensorRtLlmConfig) -> dict[str, Any]:
     """What a config asks of a built engine, by the names of its record; None asks nothing."""
-    own = ("quantization", "kv_cache_dtype", "max_batch_size", "max_num_tokens", "max_seq_len")
-    asked = {"tensor_parallel": model.tensor_parallel, "pipeline_parallel": model.pipeline_parallel}
-    return asked | {field: getattr(engine, field) for field in own}
+    return {
+        "tensor_parallel": model.tensor_parallel,
+        "pipeline_parallel": model.pipeline_parallel,
+        "quantization": engine.quantization,
+        "kv_cache_dtype": engine.kv_cache_dtype,
+        "max_batch_size": engine.max_batch_size,
+        "max_num_tokens": engine.max_num_tokens,
+        "max_seq_len": engine.max_seq_len,
+    }
 
 
 def _values(engine: TensorRtLlmConfig) -> Iterator[str]:
-    for field in ("max_batch_size", "max_num_tokens", "max_seq_len"):
-        value = getattr(engine, field)
+    given = {
+        "--max_batch_size": engine.max_batch_size,
+        "--max_num_tokens": engine.max_num_tokens,
+        "--max_seq_len": engine.max_seq_len,
+    }
+    for flag, value in given.items():
         if value is not None:
-            yield from (f"--{field}", str(value))
+            yield from (flag, str(value))
     if engine.trust_remote_code:
         yield "--trust_remote_code"
 

@@ -118,13 +118,13 @@ def _options(model: ModelConfig, engine: VllmConfig, *, custom_all_reduce: bool)
         yield from ("--distributed-executor-backend", "mp")
     if engine.device == "cuda":
         yield from ("--gpu-memory-utilization", str(engine.gpu_memory_utilization))
-    for field in VALUES:
-        value = getattr(engine, field)
+    for flag, value in _values(engine).items():
         if value is not None:
-            yield from ("--" + field.replace("_", "-"), str(value))
-    for field in SWITCHES:
-        if getattr(engine, field):
-            yield "--" + field.replace("_", "-")
+            yield from (flag, str(value))
+    if engine.enforce_eager:
+        yield "--enforce-eager"
+    if engine.trust_remote_code:
+        yield "--trust-remote-code"
     if engine.disable_custom_all_reduce or not custom_all_reduce:
         yield "--disable-custom-all-reduce"
     if engine.enable_prefix_caching is not None:
@@ -134,18 +134,18 @@ def _options(model: ModelConfig, engine: VllmConfig, *, custom_all_reduce: bool)
     yield from engine.extra_args
 
 
-VALUES = (
-    "dtype",
-    "quantization",
-    "max_model_len",
-    "max_num_seqs",
-    "max_num_batched_tokens",
-    "block_size",
-    "kv_cache_dtype",
-    "load_format",
-    "seed",
-)
-SWITCHES = ("enforce_eager", "trust_remote_code")
+def _values(engine: VllmConfig) -> dict[str, str | int | None]:
+    return {
+        "--dtype": engine.dtype,
+        "--quantization": engine.quantization,
+        "--max-model-len": engine.max_model_len,
+        "--max-num-seqs": engine.max_num_seqs,
+        "--max-num-batched-tokens": engine.max_num_batched_tokens,
+        "--block-size": engine.block_size,
+        "--kv-cache-dtype": engine.kv_cache_dtype,
+        "--load-format": engine.load_format,
+        "--seed": engine.seed,
+    }
 
 
 def build(name: str, model: ModelConfig) -> VllmEngine:

@@ -1,0 +1,1 @@
+"""SGLang: `python -m sglang.launch_server` for one replica."""
