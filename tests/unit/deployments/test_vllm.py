@@ -179,7 +179,10 @@ def test_the_server_is_started_by_this_interpreter_without_a_warning_and_without
     launch = engine({}).launch(seat())
     assert launch.command[:3] == (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry")
     assert launch.log_path == Path("/tmp/x.log")
-    code = "import sys; from raylane.deployments.engines.vllm.engine import installed_in; installed_in(); print('vllm' in sys.modules)"
+    code = (
+        "import sys; from raylane.deployments.engines.vllm.engine import installed_in; installed_in(); "
+        "print('vllm' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
 
