@@ -33,7 +33,6 @@ def listening_socket(host: str, port: int) -> socket.socket:
     except OSError:
         server.close()
         raise
-    server.setblocking(False)
     return server
 
 

@@ -15,7 +15,10 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,9 +28,8 @@ import uvloop
 from aiohttp import web
 
 from raylane.deployments.directory.reports import Table
-from raylane.deployments.engines.supervisor import leave_caller
 from raylane.deployments.gateway.api import build_app, connection_factory
-from raylane.deployments.gateway.holder import connect
+from raylane.deployments.gateway.holder import connect, leave_caller
 from raylane.deployments.gateway.holding import HoldLimits
 from raylane.deployments.gateway.metrics import GatewayMetrics
 from raylane.deployments.gateway.relay import Relay
@@ -36,6 +38,7 @@ log = logging.getLogger("raylane.gateway")
 
 SAY_EVERY_S = 0.5
 ACCEPT_AGAIN_S = 1.0
+ACCEPT_WAIT_US = 200_000  # how long a stop may go unnoticed
 FIRST_REQUEST_WITHIN_S = 0.1
 
 
@@ -54,40 +57,50 @@ class WorkerSettings:
 
 
 class Accepting:
-    """Takes connections off the shared listening socket, one at a time, so that a burst is spread over the workers.
+    """Takes connections off the shared listening socket, one at a time, by a thread that waits in accept().
 
-    (An event loop's own server takes all that wait at once.)
+    The kernel lets those who wait there take turns, so that connections are spread evenly over the workers. Event loops
+    that share a listening socket are all woken for each connection, and the same one is mostly the quickest.
     """
 
     def __init__(self, listening: socket.socket, connection: Callable[[], asyncio.Protocol]) -> None:
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         self._connection = connection
-        self._welcomes: set[asyncio.Task[Any]] = set()
-        self._resume()
+        self._stopping = False
+        self._turn = threading.Semaphore()
+        self._welcomes: set[asyncio.Task[None]] = set()
+        listening.setblocking(True)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, ACCEPT_WAIT_US))
+        self._thread = threading.Thread(target=self._accept_on, name="accept", daemon=True)
+        self._thread.start()
 
-    def _resume(self) -> None:
-        if self._listening.fileno() >= 0:
-            self._loop.add_reader(self._listening, self._accept)
+    def _accept_on(self) -> None:
+        while not self._stopping:
+            self._turn.acquire()  # the loop has taken the one before: a busy worker leaves more to the others
+            try:
+                connection, _ = self._listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                self._turn.release()
+                continue  # nobody came for a while, or the client is gone
+            except OSError as error:
+                log.error("cannot accept connections for a moment: %s", error)  # out of file descriptors, say
+                time.sleep(ACCEPT_AGAIN_S)
+                self._turn.release()
+                continue
+            connection.setblocking(False)
+            self._loop.call_soon_threadsafe(self._took, connection)
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listening.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return  # another worker was faster, or the client is gone
-        except OSError as error:
-            log.error("cannot accept connections for a moment: %s", error)  # out of file descriptors, say
-            self._loop.remove_reader(self._listening)
-            self._loop.call_later(ACCEPT_AGAIN_S, self._resume)
-            return
-        connection.setblocking(False)
-        welcome = self._loop.create_task(self._loop.connect_accepted_socket(self._connection, connection))
+    def _took(self, connection: socket.socket) -> None:
+        self._turn.release()
+        welcome = self._loop.create_task(self._welcome(connection))
         self._welcomes.add(welcome)
-        welcome.add_done_callback(self._welcomed)
+        welcome.add_done_callback(self._welcomes.discard)
 
-    def _welcomed(self, welcome: asyncio.Task[Any]) -> None:
-        self._welcomes.discard(welcome)
-        if not welcome.cancelled() and (error := welcome.exception()) is not None:
+    async def _welcome(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._connection, connection)
+        except OSError as error:
             log.warning("a connection was lost at its beginning: %s", error)
 
     async def close(self) -> None:
@@ -96,9 +109,9 @@ class Accepting:
         Returns when those that were taken have had time to send their request: aiohttp's shutdown neither answers nor
         closes a connection that it finds just made.
         """
-        self._loop.remove_reader(self._listening)
+        self._stopping = True
+        await asyncio.to_thread(self._thread.join)
         self._listening.close()
-        await asyncio.gather(*self._welcomes, return_exceptions=True)
         await asyncio.sleep(FIRST_REQUEST_WITHIN_S)
 
 

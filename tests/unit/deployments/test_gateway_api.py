@@ -54,7 +54,6 @@ async def worker(cors_origins: Sequence[str] = (), url: str = "http://127.0.0.1:
     runner = web.AppRunner(build_app(relay, GatewayMetrics(), cors_origins), handler_cancellation=True)
     await runner.setup()
     listening = socket.create_server(("127.0.0.1", 0))
-    listening.setblocking(False)
     port: int = listening.getsockname()[1]
     accepting = Accepting(listening, connection_factory(cast(web.Server, runner.server)))
     try:

@@ -72,7 +72,7 @@ class Host:
         found = set()
         for pid in processes_with(MARK, self.mark):
             with suppress(OSError), open(f"/proc/{pid}/cmdline") as words:  # noqa: PTH123
-                if module in words.read() and os.getsid(pid) == pid:  # not the first of its two forks
+                if module in words.read() and os.getpgid(pid) == pid:  # not the first of its two forks
                     found.add(pid)
         return found
 
@@ -110,12 +110,11 @@ async def host(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Host]:
             made = Host(port, engine, mark, Load(f"http://127.0.0.1:{port}"))
             try:
                 yield made
+                await until(lambda: not processes_with(MARK, mark))
             finally:
-                left = processes_with(MARK, mark)
-                for pid in left:
+                for pid in processes_with(MARK, mark):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-            assert left == []
 
 
 async def ready(gateway: GatewayProcess) -> None:
