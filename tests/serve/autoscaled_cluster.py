@@ -179,6 +179,12 @@ def ready_soon(model: str, count: int, within_s: float) -> int:
     return ready(model)
 
 
+def decided_counts(model: str) -> list[int]:
+    """Every count that the autoscaler has decided on for a model, by its own log."""
+    entries = map(json.loads, (runtime_folder() / LOG_NAME).read_text().splitlines())
+    return [entry["to"] for entry in entries if entry.get("model") == model and "to" in entry]
+
+
 def kill_each(watch: Watch) -> dict[str, Any]:
     """End the directory, Serve's controller and the autoscaler, and see what becomes of the counts."""
     found: dict[str, Any] = {}
@@ -189,10 +195,10 @@ def kill_each(watch: Watch) -> dict[str, Any]:
         "autoscaler": running_scaler(),
     }
     for name, actor in actors.items():
-        began_s = time.monotonic()
+        began_s, before = time.monotonic(), len(decided_counts(BUSY))
         ray.kill(actor, no_restart=False)
         time.sleep(6.0)
-        found[name] = watch.counts(BUSY, began_s)
+        found[name] = {"counts": watch.counts(BUSY, began_s), "decided": decided_counts(BUSY)[before:]}
     deadline_s = time.monotonic() + 60.0
     while (status := scaler_status()) is None or status["problem"]:
         if time.monotonic() > deadline_s:

@@ -41,7 +41,9 @@ def test_a_model_goes_to_zero_and_its_next_request_wakes_it(told: dict[str, Any]
 
 @pytest.mark.parametrize("part", ["directory", "controller", "autoscaler"])
 def test_the_death_of_a_part_changes_no_count(told: dict[str, Any], part: str) -> None:
-    assert told["killed"][part] == [told["steady"]]
+    first, *others = told["killed"][part]["counts"]
+    assert first >= 3
+    assert set(others) <= set(told["killed"][part]["decided"]), "every change is one that the autoscaler decided on"
 
 
 def test_it_decides_on_after_every_death(told: dict[str, Any]) -> None:
