@@ -24,9 +24,10 @@ ENDS_WITHIN_S = 840.0
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that the system hands out, so that it stays free until it is used."""
+    """A port that nobody listens on, below those that the system hands out, so that it stays free until it is used, and
+    above those that Ray keeps for its workers (10,002 to 19,999), which a head may not have."""
     while True:
-        port = random.SystemRandom().randrange(12_000, 32_000)
+        port = random.SystemRandom().randrange(20_000, 32_000)
         try:
             with create_server(("127.0.0.1", port)):
                 return port
