@@ -255,10 +255,27 @@ def wider(block: dict[str, Any]) -> dict[str, Any]:
     return {**block, "engine": {**block["engine"], "max_num_seqs": 48}}
 
 
+def until_each_replica_serves(cluster: Cluster, model: str) -> None:
+    """Short requests, until the gateway sends them to every ready replica: it knows a new one a moment later."""
+    before = {replica.replica_id: replica.load.output_tokens_total or 0.0 for replica in cluster.ready(model)}
+
+    def short(number: int) -> None:
+        cluster.client().completions.create(model=model, prompt=f"short {number}", max_tokens=16)
+
+    def each_serves() -> bool:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(short, range(8)))
+        ready = cluster.ready(model)
+        return all((one.load.output_tokens_total or 0.0) > before.get(one.replica_id, 0.0) + 8 for one in ready)
+
+    until(each_serves, 60.0)
+
+
 @SCALED_OF_EACH_KIND
 def test_a_draining_replica_finishes_its_streams(cluster: Cluster, model: str) -> None:
     cluster.api.scale(model, 2)
     until(lambda: len(cluster.ready(model)) == 2, UP_WITHIN_S)
+    until_each_replica_serves(cluster, model)
     ends: list[tuple[int, float]] = []
 
     def long_stream(number: int) -> None:
